@@ -65,7 +65,7 @@ def split_batch(batch: Any, target_key: str = "labels", has_targets: bool = True
         return as_inputs(entries), _as_target(target) if has_targets else None
     if not has_targets:
         return as_inputs(batch), None
-    if isinstance(batch, tuple | list) and len(batch) == 2:  # noqa: PLR2004 - a pair
+    if isinstance(batch, tuple | list) and len(batch) == 2:
         return as_inputs(batch[0]), _as_target(batch[1])
     found = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
     raise InputError(
@@ -93,12 +93,13 @@ def output_tensor(raw: Any, output: OutputFunction | None = None) -> Tensor:
     Raises:
         InputError: No tensor can be found.
     """
+    value: Any
     if output is not None:
         value = output(raw)
     elif isinstance(raw, Tensor):
-        return raw
-    elif isinstance(raw, Mapping) and "logits" in raw:
-        value = raw["logits"]
+        value = raw
+    elif isinstance(raw, Mapping):
+        value = raw.get("logits")
     else:
         value = getattr(raw, "logits", None)
     if not isinstance(value, Tensor):
@@ -162,8 +163,7 @@ def concatenate(parts: Sequence[Inputs]) -> Inputs:
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
     keys: Iterable[Any] = first.keys() if isinstance(first, Mapping) else range(len(first))
     joined = {
-        key: torch.cat([part[key] for part in parts]) if isinstance(first[key], Tensor) else first[key]  # type: ignore[index]
-        for key in keys
+        key: torch.cat([part[key] for part in parts]) if isinstance(first[key], Tensor) else first[key] for key in keys
     }
     return joined if isinstance(first, Mapping) else tuple(joined.values())
 
