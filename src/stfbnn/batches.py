@@ -176,11 +176,15 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 def rechunk(batches: Iterable[Inputs], size: int) -> Iterator[Inputs]:
     """Cut a stream of batches anew into batches of ``size`` rows (the last may be smaller).
 
-    What comes out depends on the rows and on ``size`` alone, not on how the rows came in.
+    What comes out depends on the rows and on ``size`` alone, not on how the rows came in; except that batches whose
+    rows differ in shape (sequences padded batch by batch) are not joined.
     """
     waiting: list[Inputs] = []
     count = 0
     for batch in batches:
+        if waiting and _row_shapes(waiting[0]) != _row_shapes(batch):
+            yield concatenate(waiting)
+            waiting, count = [], 0
         waiting.append(batch)
         count += batch_size(batch)
         if count < size:
@@ -212,6 +216,10 @@ def module_device(module: nn.Module) -> torch.device:
     for tensor in (*module.parameters(), *module.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def _row_shapes(inputs: Inputs) -> list[torch.Size]:
+    return [tensor.shape[1:] for tensor in tensors_of(inputs)]
 
 
 def _as_target(value: Any) -> Tensor:

@@ -1,0 +1,125 @@
+"""Running posterior draws through the network: the same draws whatever the batching, in bounded memory.
+
+Draw number s of a seed is one fixed weight vector. Inputs are cut into chunks whose size follows from their shape and the
+device, so that neither the caller's batch size nor a timing changes an answer. On a CPU the draws of a chunk run one after
+another (fastest there: the chunk stays in the cache); on an accelerator they are stacked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stfbnn.batches import Inputs, batch_size, tensors_of
+from stfbnn.errors import InputError
+from stfbnn.network import BayesianNetwork, Weights
+from stfbnn.randomness import generator
+
+Execution = Literal["auto", "loop", "stacked"]
+
+# Input numbers in one chunk, and the fewest and most rows: about 64–256 images on a CPU, whose cache is small.
+_CHUNK_NUMBERS = {"cpu": 2**18, "accelerator": 2**20}
+_CHUNK_ROWS = {"cpu": (16, 512), "accelerator": (32, 2048)}
+# Input numbers that a stack of draws times a chunk may hold.
+_STACK_NUMBERS = 2**22
+# Weight vectors are kept for all chunks up to this size, and drawn anew for every chunk beyond it.
+_KEPT_BYTES = 2**28
+
+
+def chunk_rows(inputs: Inputs, device: torch.device) -> int:
+    """Rows of a chunk: a power of two that follows from the size of one example and from the kind of device."""
+    kind = "cpu" if device.type == "cpu" else "accelerator"
+    low, high = _CHUNK_ROWS[kind]
+    numbers = _numbers_per_row(inputs)
+    return int(min(high, max(low, 2 ** math.floor(math.log2(max(1.0, _CHUNK_NUMBERS[kind] / numbers))))))
+
+
+class Draws:
+    """The first ``samples`` weight draws of ``seed``, ready to be run on chunks of inputs.
+
+    Args:
+        bnn: The network.
+        samples: S, the number of draws.
+        seed: Which draws; draw s is the same whatever S is.
+        weights: "sample", or "mean" for the posterior mean as the only draw.
+        execution: "loop" runs draw after draw, "stacked" several at once by vmap, "auto" takes the faster for the device.
+
+    Raises:
+        InputError: ``samples`` is not a positive integer, or an option is unknown.
+    """
+
+    def __init__(
+        self,
+        bnn: BayesianNetwork,
+        samples: int,
+        seed: int,
+        weights: Weights = "sample",
+        execution: Execution = "auto",
+    ) -> None:
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise InputError(f"samples must be a positive integer, but it is {samples!r}")
+        if weights not in ("sample", "mean"):
+            raise InputError(f'weights must be "sample" or "mean", but it is {weights!r}')
+        if execution not in ("auto", "loop", "stacked"):
+            raise InputError(f'execution must be "auto", "loop" or "stacked", but it is {execution!r}')
+        self._bnn = bnn
+        self._seed = seed
+        self.count = samples if weights == "sample" else 1
+        self._weights = weights
+        self._stacked = execution == "stacked" or (execution == "auto" and bnn.device.type != "cpu")
+        vector = bnn.posterior.mean_vector()
+        kept = self.count * vector.numel() * vector.element_size() <= _KEPT_BYTES
+        self._kept = [self._draw(index) for index in range(self.count)] if kept else None
+
+    @torch.no_grad()
+    def _draw(self, index: int) -> Tensor:
+        if self._weights == "mean":
+            return self._bnn.posterior.mean_vector().detach()
+        return self._bnn.posterior.draw(self._bnn.draw_noise(generator(self._seed, "draw", index)))
+
+    def vector(self, index: int) -> Tensor:
+        """Weight vector (d,) of draw ``index``."""
+        return self._draw(index) if self._kept is None else self._kept[index]
+
+    @torch.no_grad()
+    def outputs(self, inputs: Inputs) -> Iterator[Tensor]:
+        """Run every draw on one chunk.
+
+        Args:
+            inputs: A chunk of B rows on the network's device.
+
+        Yields:
+            Outputs of some of the draws, in order, (draws, B, …).
+        """
+        if not self._stacked:
+            for index in range(self.count):
+                yield self._bnn.outputs(self.vector(index), inputs).unsqueeze(0)
+            return
+        size = max(1, int(_STACK_NUMBERS / (_numbers_per_row(inputs) * batch_size(inputs))))
+        start = 0
+        while start < self.count:
+            stop = min(self.count, start + size)
+            vectors = torch.stack([self.vector(index) for index in range(start, stop)])
+            try:
+                outputs = torch.vmap(self._run_on(inputs))(vectors)
+            except torch.cuda.OutOfMemoryError as error:
+                if size == 1:
+                    raise InputError(
+                        f"one draw on a chunk of {batch_size(inputs)} rows does not fit in the accelerator's memory; "
+                        f"pass a smaller chunk_size"
+                    ) from error
+                size = max(1, size // 2)
+                continue
+            yield outputs
+            start = stop
+
+    def _run_on(self, inputs: Inputs) -> Callable[[Tensor], Tensor]:
+        return lambda vector: self._bnn.outputs(vector, inputs)
+
+
+def _numbers_per_row(inputs: Inputs) -> float:
+    return max(1.0, sum(tensor.numel() for tensor in tensors_of(inputs)) / batch_size(inputs))

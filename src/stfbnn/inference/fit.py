@@ -1,0 +1,445 @@
+"""Stage two: infer the first layer's posterior, the trunk being frozen."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+
+from stfbnn.batches import to_device
+from stfbnn.checkpoint import load_checkpoint, save_checkpoint
+from stfbnn.draws import Draws
+from stfbnn.errors import InputError
+from stfbnn.inference.engines import build_engine, check_engine
+from stfbnn.inference.held_out import HeldOut
+from stfbnn.inference.history import FitRecord, FitRun, TemperatureTrial
+from stfbnn.inference.survey import checked_batch, count_examples, length, shared_examples, survey
+from stfbnn.likelihood import Likelihood, LikelihoodLike, resolve_likelihood
+from stfbnn.network import BayesianNetwork
+from stfbnn.progress import progress_bar
+from stfbnn.provenance import Provenance
+from stfbnn.randomness import derive_seed, generator, seeded
+
+# Tried in this order, each warm-started from the one before, until the held-out score got worse twice in a row.
+TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01)
+# Where nothing is held out to choose T: T = 1 is Bayes, but a mean-field posterior over a wide first layer underfits there.
+DEFAULT_TEMPERATURE = 0.1
+
+EarlyStop = Literal["nll", "free-energy"]
+
+
+def fit(
+    bnn: BayesianNetwork,
+    train_loader: Iterable[Any],
+    *,
+    epochs: int = 10,
+    engine: str = "natural-gradient",
+    engine_options: Mapping[str, Any] | None = None,
+    likelihood: LikelihoodLike = "auto",
+    seed: int = 0,
+    val_loader: Iterable[Any] | None = None,
+    num_examples: int | None = None,
+    temperature: float | Literal["held-out"] | None = None,
+    temperatures: Iterable[float] = TEMPERATURES,
+    predictive_temperature: float | Literal["held-out"] = 1.0,
+    early_stop: EarlyStop | None = None,
+    patience: int = 3,
+    val_samples: int = 32,
+    target_key: str = "labels",
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    progress: bool | None = None,
+) -> FitRun:
+    """Infer the posterior of the first layer, in place.
+
+    Minimises F(q) = E_q[−log p(y|x,w)] + (T/N) KL(q‖p) per example. Only the posterior changes (and, where they are learned,
+    the prior's scale and the noise of the likelihood). Everything random follows from ``seed``.
+
+    Args:
+        bnn: The network, from `bayesianize`.
+        train_loader: Batches (inputs, target), or mappings with ``target_key``; it is never split. It must end.
+        epochs: Passes over the data, for each temperature.
+        engine: "natural-gradient" or "bayes-by-backprop".
+        engine_options: Settings of the engine, by name: see `VariationalNewton` and `BayesByBackprop`.
+        likelihood: "auto" (integer targets: categorical; float: Gaussian with learned noise), a name, or an object.
+        seed: A non-negative integer.
+        val_loader: Held-out data that NO stage has seen, for choosing T and τ and for stopping early.
+        num_examples: N; None takes the size of the loader's data set.
+        temperature: T; "held-out" tries ``temperatures`` and keeps the one with the lowest held-out NLL. None means
+            "held-out" with a ``val_loader``, else 0.1 with a warning.
+        temperatures: What is tried, from high to low, each warm-started from the one before, until the score got
+            worse twice in a row.
+        predictive_temperature: τ, by which every draw's logits are divided in predictions; "held-out" chooses it.
+        early_stop: End a stage when the held-out NLL, or the held-out free energy (held-out NLL + (T/N) KL), has not
+            improved for ``patience`` epochs, and take back the best epoch; None runs every stage to its end.
+        patience: See ``early_stop``.
+        val_samples: Draws for every held-out score.
+        target_key: The target's entry in mappings.
+        checkpoint: A file to which the state is written after every epoch.
+        resume: Go on from ``checkpoint`` if it is there: the result is that of a run that was never stopped.
+        progress: Show a progress bar; None shows it on a terminal.
+
+    Returns:
+        The history, what was tried, and what was chosen.
+
+    Raises:
+        InputError: An argument, a batch or the held-out data are not usable; raised before the first step where possible.
+        ModelChangedError: The user's model was changed since `bayesianize`.
+        CheckpointError: The checkpoint is damaged or of a run with other settings.
+    """
+    if epochs < 1 or patience < 1:
+        raise InputError(f"epochs and patience must be at least 1, but they are {epochs} and {patience}")
+    if num_examples is not None and num_examples < 1:
+        raise InputError(f"num_examples must be at least 1, but it is {num_examples}")
+    schedule = _schedule(temperature, tuple(temperatures), val_loader is not None)
+    _check_held_out_options(predictive_temperature, early_stop, val_loader is not None)
+    check_engine(engine, engine_options or {})
+    bnn.check_unchanged()
+    run = _Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress)
+    run.prepare_held_out(val_loader, val_samples)
+    run.start(engine, dict(engine_options or {}), epochs, num_examples, checkpoint, resume)
+    run.refuse_seen(train_loader, val_loader)
+    run.infer(epochs, predictive_temperature, early_stop, patience)
+    return run.finish()
+
+
+class _Run:
+    """One call of `fit`: the state that its parts share and that a checkpoint holds."""
+
+    def __init__(
+        self,
+        bnn: BayesianNetwork,
+        loader: Iterable[Any],
+        likelihood: LikelihoodLike,
+        seed: int,
+        target_key: str,
+        schedule: tuple[float, ...],
+        progress: bool | None,
+    ) -> None:
+        self.bnn, self.loader, self.seed, self.target_key = bnn, loader, seed, target_key
+        self.schedule, self.progress = schedule, progress
+        self.held_out: HeldOut | None = None
+        self.history: list[FitRecord] = []
+        self.trials: list[TemperatureTrial] = []
+        self.best: dict[str, Any] | None = None
+        self.stage = self.epoch = self.waited = self.worse_stages = 0
+        self.stage_best: dict[str, Any] | None = None
+        self.seconds = 0.0
+        self.likelihood = self._first_look(likelihood)
+
+    def _first_look(self, likelihood: LikelihoodLike) -> Likelihood:
+        # One batch is enough to find most mistakes, before anything long begins. The survey reads the loader anew.
+        with seeded(self.seed, "first-look"), _kept_generator(self.loader):
+            batch = next(iter(self.loader), None)
+        if batch is None:
+            raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
+        inputs, target = checked_batch(batch, self.target_key)
+        chosen = resolve_likelihood(likelihood, target).to(self.bnn.device)
+        outputs = next(Draws(self.bnn, 1, self.seed, "mean", "loop").outputs(to_device(inputs, self.bnn.device)))[0]
+        chosen.check(outputs, target.to(self.bnn.device))
+        return chosen
+
+    def prepare_held_out(self, loader: Iterable[Any] | None, samples: int) -> None:
+        """Read the held-out data once, for all scores."""
+        if loader is not None:
+            with seeded(self.seed, "held-out"):
+                seed = derive_seed(self.seed, "held-out")
+                self.held_out = HeldOut(self.bnn, loader, self.likelihood, self.target_key, samples, seed)
+
+    def start(
+        self,
+        engine: str,
+        options: dict[str, Any],
+        epochs: int,
+        num_examples: int | None,
+        checkpoint: str | os.PathLike[str] | None,
+        resume: bool,
+    ) -> None:
+        """Make the engine, from a checkpoint or from a first pass over the data."""
+        self.checkpoint = checkpoint
+        self.signature = {
+            "layer": self.bnn.layer_name,
+            "shapes": [list(shape) for shape in self.bnn.layout.shapes],
+            "model": self.bnn.model_fingerprint,
+            "family": self.bnn.posterior.family,
+            "prior": self.bnn.prior_recipe.config(),
+            "likelihood": self.likelihood.name,
+            "temperatures": list(self.schedule),
+            "epochs": epochs,
+            "seed": self.seed,
+            "engine": engine,
+            "engine_options": options,
+            "num_examples": num_examples,
+        }
+        saved = load_checkpoint(checkpoint, self.signature) if checkpoint is not None and resume else None
+        if saved is not None:
+            surveyed = saved["survey"]
+            curvature = torch.zeros(self.bnn.layout.size)
+        else:
+            with (
+                seeded(self.seed, "survey"),
+                progress_bar("look at the data", length(self.loader), self.progress) as bar,
+            ):
+                wanted = engine == "natural-gradient"
+                found = survey(self.bnn, self.loader, self.likelihood, self.target_key, self.seed, wanted, bar)
+            curvature = found.curvature
+            surveyed = {
+                "num_examples": num_examples or count_examples(self.loader, found.num_examples),
+                "batches": found.batches,
+                "provenance": found.provenance.to_tensor(),
+            }
+        self.num_examples, self.batches = int(surveyed["num_examples"]), int(surveyed["batches"])
+        self.provenance = Provenance.from_tensor(surveyed["provenance"])
+        posterior, prior = self.bnn.posterior, self.bnn.prior
+        mean = posterior.mean_vector()
+        self.engine = build_engine(
+            engine, posterior, prior, self.num_examples, self.batches, curvature.to(mean), options
+        )
+        if saved is not None:
+            self._load(saved)
+
+    def refuse_seen(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None) -> None:
+        """Refuse held-out data that training saw."""
+        if self.held_out is None or val_loader is None:
+            return
+        shared = shared_examples(train_loader, val_loader)
+        if shared:
+            raise InputError(
+                f"val_loader is not held out: it reads {shared} of the same rows of the same data set as train_loader; hold "
+                f"data out before stage one"
+            )
+        seen, where = self.held_out.refuse_seen(self.provenance, self.bnn.provenance)
+        if seen:
+            warnings.warn(
+                f"{seen} of the held-out examples are equal to ones seen by {where}; if they are not chance duplicates, "
+                f"hold data out before stage one",
+                stacklevel=3,
+            )
+
+    def infer(
+        self,
+        epochs: int,
+        predictive_temperature: float | Literal["held-out"],
+        early_stop: EarlyStop | None,
+        patience: int,
+    ) -> None:
+        """Run the stages, one for each temperature."""
+        total = len(self.schedule) * epochs * self.batches
+        with progress_bar("infer", total, self.progress) as bar:
+            bar.advance((self.stage * epochs + self.epoch) * self.batches)
+            while self.stage < len(self.schedule):
+                at = self.schedule[self.stage]
+                if self.epoch == 0:
+                    self.engine.begin(at, epochs * self.batches)
+                bar.describe(f"infer at T={at:g}")
+                while self.epoch < epochs and (early_stop is None or self.waited < patience):
+                    self._one_epoch(at, early_stop, bar)
+                    if self.epoch < epochs:
+                        self._save()
+                if self.stage_best is not None:
+                    self._restore(self.stage_best)
+                self.worse_stages = self.worse_stages + 1 if self._score(at, predictive_temperature) else 0
+                self.stage, self.epoch, self.waited, self.stage_best = self.stage + 1, 0, 0, None
+                if self.worse_stages == 2:
+                    self.stage = len(self.schedule)
+                self._save()
+
+    def _one_epoch(self, temperature: float, early_stop: EarlyStop | None, bar: Any) -> None:
+        bnn, began = self.bnn, time.perf_counter()
+        bnn.check_unchanged()
+        noise = generator(self.seed, "noise", self.stage, self.epoch)
+        total = examples = steps = 0.0
+        figures: dict[str, float] = {}
+        with seeded(self.seed, "epoch", self.stage, self.epoch):
+            for batch in self.loader:
+                inputs, target = checked_batch(batch, self.target_key)
+                inputs, target = to_device(inputs, bnn.device), target.to(bnn.device)
+                step_weight = max(1 / (1 + self.batches * (self.epoch + 1)), 0.01)
+
+                def loss(
+                    vector: torch.Tensor, inputs: Any = inputs, target: Any = target, w: float = step_weight
+                ) -> Any:
+                    outputs = bnn.outputs(vector, inputs)
+                    self.likelihood.update(outputs.detach(), target, w)
+                    return -self.likelihood.log_prob(outputs, target).mean()
+
+                nll = self.engine.step(loss, noise)
+                if not nll < float("inf"):
+                    raise InputError(
+                        f"the loss became {nll} at T={temperature:g}, epoch {self.epoch + 1}: lower the learning rate with "
+                        f"engine_options={{'learning_rate': …}}, or check the data for extreme values"
+                    )
+                total += nll * len(target)
+                examples += len(target)
+                steps += 1
+                if steps % 20 == 1:
+                    figures = {"F": nll + figures.get("KL", 0) * temperature / self.num_examples, **figures, "nll": nll}
+                bar.advance(1, **figures)
+        if bnn.prior.learned:
+            bnn.prior.update(bnn.posterior.mean_vector().detach(), bnn.posterior.std_vector().detach())
+        self.epoch += 1
+        with torch.no_grad():
+            divergence = float(bnn.posterior.kl(bnn.prior))
+            mean_std = float(bnn.posterior.std_vector().mean())
+        nll, penalty = total / examples, temperature / self.num_examples * divergence
+        held_out = self._watch(early_stop, penalty)
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        record = FitRecord(temperature, self.epoch, nll + penalty, nll, divergence, mean_std, held_out, seconds)
+        self.history.append(record)
+        bar.advance(0, free_energy=record.free_energy, nll=nll, KL=divergence, mean_std=mean_std)
+
+    def _watch(self, early_stop: EarlyStop | None, penalty: float) -> float | None:
+        if early_stop is None or self.held_out is None:
+            return None
+        held_out = self.held_out.nll()
+        score = held_out + (penalty if early_stop == "free-energy" else 0.0)
+        if self.stage_best is None or score < self.stage_best["score"]:
+            self.stage_best, self.waited = {**self._snapshot(), "score": score}, 0
+        else:
+            self.waited += 1
+        return held_out
+
+    def _score(self, temperature: float, predictive_temperature: float | Literal["held-out"]) -> bool:
+        """Score the stage that has ended; keep it if it is the best. Returns whether it was worse than the best."""
+        tau = 1.0 if predictive_temperature == "held-out" else float(predictive_temperature)
+        if self.held_out is None:
+            self.best = {**self._snapshot(), "temperature": temperature, "tau": tau}
+            return False
+        if predictive_temperature == "held-out":
+            tau = self.held_out.best_predictive_temperature()
+        nll = self.held_out.nll(tau)
+        self.trials.append(TemperatureTrial(temperature, nll, tau))
+        if self.best is not None and nll >= self.best["nll"]:
+            return True
+        self.best = {**self._snapshot(), "temperature": temperature, "tau": tau, "nll": nll}
+        return False
+
+    def finish(self) -> FitRun:
+        """Take the best posterior and tell the network that it is fitted."""
+        assert self.best is not None  # noqa: S101 - there is at least one stage
+        self._restore(self.best)
+        self.bnn.likelihood = self.likelihood
+        self.bnn.temperature = float(self.best["temperature"])
+        self.bnn.predictive_temperature = float(self.best["tau"])
+        return FitRun(
+            history=tuple(self.history),
+            trials=tuple(self.trials),
+            temperature=self.bnn.temperature,
+            predictive_temperature=self.bnn.predictive_temperature,
+            num_examples=self.num_examples,
+            seconds=self.seconds,
+        )
+
+    def _snapshot(self) -> dict[str, Any]:
+        state = {name: value.detach().clone() for name, value in self.bnn.posterior.named_parameters()}
+        return {"posterior": state, "prior_std": self.bnn.prior.std.clone(), "likelihood": self.likelihood.config()}
+
+    def _restore(self, snapshot: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, value in self.bnn.posterior.named_parameters():
+                value.copy_(snapshot["posterior"][name])
+            self.bnn.prior.std.copy_(snapshot["prior_std"])
+        self.likelihood = type(self.likelihood)(**snapshot["likelihood"]).to(self.bnn.device)
+        if self.held_out is not None:
+            self.held_out.likelihood = self.likelihood
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        state = {
+            "current": self._snapshot(),
+            "engine": self.engine.state(),
+            "best": self.best,
+            "stage_best": self.stage_best,
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "waited": self.waited,
+            "worse_stages": self.worse_stages,
+            "seconds": self.seconds,
+            "history": [asdict(record) for record in self.history],
+            "trials": [asdict(trial) for trial in self.trials],
+            "survey": {
+                "num_examples": self.num_examples,
+                "batches": self.batches,
+                "provenance": self.provenance.to_tensor(),
+            },
+            "loader": _generator_state(self.loader),
+        }
+        save_checkpoint(self.checkpoint, state, self.signature)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.best, self.stage_best = state["best"], state["stage_best"]
+        self.stage, self.epoch, self.waited = state["stage"], state["epoch"], state["waited"]
+        self.worse_stages, self.seconds = state["worse_stages"], state["seconds"]
+        self.history = [FitRecord(**record) for record in state["history"]]
+        self.trials = [TemperatureTrial(**trial) for trial in state["trials"]]
+        if self.epoch > 0:
+            self.engine.begin(self.schedule[self.stage], self.signature["epochs"] * self.batches)
+        self.engine.load_state(state["engine"])
+        self._restore(state["current"])
+        own = getattr(self.loader, "generator", None)
+        if isinstance(own, torch.Generator) and state["loader"] is not None:
+            own.set_state(state["loader"])
+
+
+def _schedule(
+    temperature: float | Literal["held-out"] | None, grid: tuple[float, ...], has_held_out: bool
+) -> tuple[float, ...]:
+    if temperature is None and not has_held_out:
+        warnings.warn(
+            f"no temperature was given and nothing is held out to choose it: T={DEFAULT_TEMPERATURE:g} is taken; pass "
+            f"val_loader= (data that no stage has seen) or temperature=",
+            stacklevel=3,
+        )
+        return (DEFAULT_TEMPERATURE,)
+    if temperature == "held-out" and not has_held_out:
+        raise InputError('temperature="held-out" needs val_loader=, data that no stage has seen')
+    chosen = grid if temperature in (None, "held-out") else (temperature,)
+    values: list[float] = []
+    for value in chosen:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise InputError(f'temperatures must be positive and finite numbers, or "held-out", but one is {value!r}')
+        values.append(float(value))
+    if not values or values != sorted(set(values), reverse=True):
+        raise InputError(f"temperatures must fall from high to low without repetition, but they are {values}")
+    return tuple(values)
+
+
+def _check_held_out_options(
+    predictive_temperature: float | Literal["held-out"], early_stop: EarlyStop | None, has_held_out: bool
+) -> None:
+    if predictive_temperature == "held-out":
+        if not has_held_out:
+            raise InputError('predictive_temperature="held-out" needs val_loader=, data that no stage has seen')
+    elif not isinstance(predictive_temperature, int | float) or not 0 < predictive_temperature < float("inf"):
+        raise InputError(
+            f'predictive_temperature must be positive and finite, or "held-out", but it is {predictive_temperature!r}'
+        )
+    if early_stop is not None:
+        if early_stop not in ("nll", "free-energy"):
+            raise InputError(f'early_stop must be "nll", "free-energy" or None, but it is {early_stop!r}')
+        if not has_held_out:
+            raise InputError("early_stop needs val_loader=, data that no stage has seen")
+
+
+@contextmanager
+def _kept_generator(loader: Iterable[Any]) -> Iterator[None]:
+    """Leave a loader's own generator as it was."""
+    state = _generator_state(loader)
+    try:
+        yield
+    finally:
+        if state is not None:
+            loader.generator.set_state(state)  # type: ignore[attr-defined]
+
+
+def _generator_state(loader: Iterable[Any]) -> torch.Tensor | None:
+    own = getattr(loader, "generator", None)
+    return own.get_state() if isinstance(own, torch.Generator) else None

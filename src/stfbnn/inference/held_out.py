@@ -1,0 +1,142 @@
+"""Held-out data: the score by which the temperature is chosen, and the predictive temperature τ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from stfbnn.batches import rechunk, to_device
+from stfbnn.draws import Draws, chunk_rows
+from stfbnn.errors import InputError
+from stfbnn.inference.survey import checked_batch
+from stfbnn.likelihood import Categorical, Likelihood
+from stfbnn.network import BayesianNetwork
+from stfbnn.predictive import Prediction, sums_for
+from stfbnn.provenance import Provenance, ProvenanceRecorder, overlap
+
+# Two different examples can be equal, so a few known ones among the held-out data are a warning; more are a mistake.
+MOST_SEEN_SHARE = 0.02
+# τ is searched between these.
+TAU_RANGE = (0.05, 20.0)
+# Logits of the held-out rows that are kept for choosing τ; beyond it the first rows are used.
+_LOGIT_BYTES = 2**28
+
+
+class HeldOut:
+    """Held-out examples in memory, ready to be scored again and again.
+
+    Args:
+        bnn: The network.
+        loader: The held-out data.
+        likelihood: Of the run.
+        target_key: The target's entry in mappings.
+        samples: Draws for a score.
+        seed: Of the draws; the same for every score, so that scores differ by the posterior alone.
+
+    Raises:
+        InputError: The loader is empty, or a batch does not fit the likelihood.
+    """
+
+    def __init__(
+        self,
+        bnn: BayesianNetwork,
+        loader: Iterable[Any],
+        likelihood: Likelihood,
+        target_key: str,
+        samples: int,
+        seed: int,
+    ) -> None:
+        recorder = ProvenanceRecorder()
+        batches, targets = [], []
+        for batch in loader:
+            inputs, target = checked_batch(batch, target_key)
+            recorder.add(inputs)
+            batches.append(inputs)
+            targets.append(target)
+        if not batches:
+            raise InputError("val_loader gave no batch: it is empty")
+        self.provenance = recorder.finish()
+        self._chunks = list(rechunk(batches, chunk_rows(batches[0], bnn.device)))
+        self._targets = torch.cat(targets).cpu()
+        self._bnn, self._samples, self._seed = bnn, samples, seed
+        # Replaced when a snapshot of the run is taken back.
+        self.likelihood = likelihood
+        mean = Draws(bnn, 1, seed, "mean")
+        first = next(mean.outputs(to_device(self._chunks[0], bnn.device)))[0]
+        likelihood.check(first.cpu(), self._targets[: len(first)])
+        if isinstance(likelihood, Categorical):
+            likelihood.check_targets(first, self._targets)
+
+    def refuse_seen(self, stage_two: Provenance, stage_one: Provenance | None) -> tuple[int, str]:
+        """Count the held-out examples that training saw.
+
+        Returns:
+            How many were seen, and by which stage, for a warning.
+
+        Raises:
+            InputError: They are more than duplicates in a data set explain.
+        """
+        seen = {"train_loader": overlap(self.provenance, stage_two)}
+        if stage_one is not None:
+            seen["stage one"] = overlap(self.provenance, stage_one)
+        where = max(seen, key=lambda name: seen[name])
+        if seen[where] > MOST_SEEN_SHARE * self.provenance.count:
+            raise InputError(
+                f"val_loader is not held out: {seen[where]} of its {self.provenance.count} examples were seen by {where}. "
+                f"On data that training fitted, the lowest temperature always wins and calibration goes the wrong way; "
+                f"hold data out before stage one"
+            )
+        return seen[where], where
+
+    def nll(self, predictive_temperature: float = 1.0) -> float:
+        """Mean negative log density of the averaged predictive, nats per example."""
+        draws = Draws(self._bnn, self._samples, self._seed)
+        parts = []
+        for chunk in self._chunks:
+            sums = sums_for(self.likelihood, predictive_temperature)
+            for outputs in draws.outputs(to_device(chunk, self._bnn.device)):
+                sums.add(outputs)
+            parts.append(sums.finish(at_mean=False))
+        return -float(Prediction.concatenate(parts).log_density(self._targets).double().mean())
+
+    def best_predictive_temperature(self) -> float:
+        """τ that minimises the negative log-likelihood of the averaged predictive softmax(logits_s / τ).
+
+        Raises:
+            InputError: The likelihood is not categorical.
+        """
+        if not isinstance(self.likelihood, Categorical):
+            raise InputError("a predictive temperature belongs to a classification; leave predictive_temperature at 1")
+        likelihood, logits, count = self.likelihood, *self._logits()
+        targets = self._targets[:count].long().unsqueeze(1)
+
+        def loss(log_tau: float) -> float:
+            log_probs = None
+            for draw in logits:
+                one = likelihood.log_probs(draw.double(), math.exp(log_tau))
+                log_probs = one if log_probs is None else torch.logaddexp(log_probs, one)
+            assert log_probs is not None  # noqa: S101 - there is always a draw
+            return -float(log_probs.gather(1, targets).mean())
+
+        low, high = TAU_RANGE
+        found = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": 1e-3})
+        return math.exp(found.x)
+
+    def _logits(self) -> tuple[list[Tensor], int]:
+        draws = Draws(self._bnn, self._samples, self._seed)
+        parts: list[list[Tensor]] = [[] for _ in range(draws.count)]
+        rows = used = 0
+        for chunk in self._chunks:
+            outputs = torch.cat(list(draws.outputs(to_device(chunk, self._bnn.device)))).cpu()
+            for part, draw in zip(parts, outputs, strict=True):
+                part.append(draw)
+            rows += outputs.shape[1]
+            used += outputs.numel() * outputs.element_size()
+            if used > _LOGIT_BYTES:
+                break
+        return [torch.cat(part) for part in parts], rows

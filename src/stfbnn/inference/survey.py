@@ -1,0 +1,168 @@
+"""A first pass over the training data: how many there are, how curved the loss is, and whether they are usable at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, SubsetRandomSampler
+
+from stfbnn.batches import Inputs, batch_size, require_finite, split_batch, to_device
+from stfbnn.errors import InputError
+from stfbnn.likelihood import Likelihood
+from stfbnn.network import BayesianNetwork
+from stfbnn.progress import Reporter
+from stfbnn.provenance import Provenance, ProvenanceRecorder
+from stfbnn.randomness import generator
+
+# Label draws in all, from which the curvature is averaged where the loader has few batches.
+_LABEL_DRAWS = 64
+_MOST_LABEL_DRAWS_A_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the first pass found.
+
+    Attributes:
+        num_examples: Rows that the loader gave.
+        batches: Batches that it gave.
+        curvature: Diagonal of the generalised Gauss–Newton matrix of the mean negative log-likelihood at the trained
+            weights, (d,); zeros where it was not asked for.
+        provenance: The examples seen.
+    """
+
+    num_examples: int
+    batches: int
+    curvature: Tensor
+    provenance: Provenance
+
+
+def checked_batch(batch: Any, target_key: str) -> tuple[Inputs, Tensor]:
+    """Split a training batch and refuse one that cannot be learned from.
+
+    Raises:
+        InputError: It has no target, its sizes disagree, or it holds NaN or infinite values.
+    """
+    inputs, target = split_batch(batch, target_key)
+    assert target is not None  # noqa: S101 - split_batch raises without
+    if target.ndim == 0 or target.shape[0] != batch_size(inputs):
+        raise InputError(f"a batch has {batch_size(inputs)} inputs, but targets of shape {tuple(target.shape)}")
+    require_finite(inputs, "the inputs")
+    return inputs, target
+
+
+def survey(
+    bnn: BayesianNetwork,
+    loader: Iterable[Any],
+    likelihood: Likelihood,
+    target_key: str,
+    seed: int,
+    curvature: bool,
+    bar: Reporter,
+) -> Survey:
+    """Go over the data once at the trained weights.
+
+    The curvature is the diagonal of the Fisher information, which for these likelihoods is that of the generalised
+    Gauss–Newton matrix: with labels drawn from the model itself, the scores of different examples are independent with mean
+    zero, so the square of a minibatch's summed gradient has the sum of the examples' squared gradients as its expectation.
+
+    Args:
+        bnn: The network, at its trained weights.
+        loader: The training data.
+        likelihood: Its noise, where learned, is set to the residuals' size.
+        target_key: The target's entry in mappings.
+        seed: Of the drawn labels.
+        curvature: Whether to estimate the curvature.
+        bar: To be advanced once a batch.
+
+    Raises:
+        InputError: The loader is empty, or a batch is not usable.
+    """
+    recorder = ProvenanceRecorder()
+    weights = bnn.layout.flatten(bnn.trained).to(bnn.posterior.mean_vector())
+    total = torch.zeros_like(weights)
+    random = generator(seed, "survey")
+    draws = _label_draws(loader)
+    examples = batches = 0
+    for batch in loader:
+        inputs, target = checked_batch(batch, target_key)
+        recorder.add(inputs)
+        inputs, target = to_device(inputs, bnn.device), target.to(bnn.device)
+        vector = weights.clone().requires_grad_(curvature)
+        with torch.set_grad_enabled(curvature):
+            outputs = bnn.outputs(vector, inputs)
+        likelihood.check(outputs.detach(), target)
+        if batches == 0:
+            likelihood.begin(outputs.detach(), target)
+        likelihood.update(outputs.detach(), target, weight=1 / (batches + 1))
+        if curvature:
+            total += _squared_gradient(outputs, vector, likelihood, random, draws)
+        examples += batch_size(inputs)
+        batches += 1
+        bar.advance()
+    if batches == 0:
+        raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
+    return Survey(examples, batches, total / examples, recorder.finish())
+
+
+def _squared_gradient(
+    outputs: Tensor, vector: Tensor, likelihood: Likelihood, random: torch.Generator, draws: int
+) -> Tensor:
+    total = torch.zeros_like(vector)
+    for index in range(draws):
+        labels = likelihood.sample(outputs.detach(), random)
+        loss = likelihood.log_prob(outputs, labels).sum()
+        (gradient,) = torch.autograd.grad(loss, vector, retain_graph=index + 1 < draws)
+        total += gradient.square() / draws
+    return total
+
+
+def _label_draws(loader: Iterable[Any]) -> int:
+    batches = length(loader) or _LABEL_DRAWS
+    return min(_MOST_LABEL_DRAWS_A_BATCH, max(1, math.ceil(_LABEL_DRAWS / batches)))
+
+
+def length(loader: Iterable[Any]) -> int | None:
+    """Batches of a loader, or None where it does not know."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def count_examples(loader: Iterable[Any], counted: int) -> int:
+    """N: the size of the data set behind a loader, else the rows that it gave in one pass."""
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, SubsetRandomSampler):
+        return len(sampler.indices)
+    try:
+        return max(counted, len(loader.dataset))  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        return counted
+
+
+def shared_examples(first: Iterable[Any], second: Iterable[Any]) -> int:
+    """Examples that two loaders share because they read the same rows of the same data set object."""
+    base_first, rows_first = _rows(first)
+    base_second, rows_second = _rows(second)
+    if base_first is None or base_first is not base_second:
+        return 0
+    return len(rows_first & rows_second)
+
+
+def _rows(loader: Iterable[Any]) -> tuple[object | None, set[int]]:
+    dataset = getattr(loader, "dataset", None)
+    sampler = getattr(loader, "sampler", None)
+    try:
+        indices = sampler.indices if isinstance(sampler, SubsetRandomSampler) else range(len(dataset))  # type: ignore[arg-type]
+    except TypeError:
+        return None, set()
+    while isinstance(dataset, Subset):
+        indices = [dataset.indices[index] for index in indices]
+        dataset = dataset.dataset
+    return dataset, {int(index) for index in indices}

@@ -1,0 +1,169 @@
+"""Natural-gradient variational inference: variational online Newton for Gaussian posteriors.
+
+The posterior's precision is tracked directly instead of being learned through noisy gradients of σ, so that a small first
+layer finds its width (Khan et al. 2018; Lin, Schmidt & Khan 2020; Shen et al. 2024). With λ = N/T and δ the prior's
+precision over λ, q = N(m, 1/(λ(h + δ))).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from stfbnn.errors import InputError
+from stfbnn.inference.engine import Engine, Loss, cosine_decay, require_positive
+from stfbnn.posterior import MeanFieldPosterior, Posterior
+from stfbnn.prior import GaussianPrior
+
+
+class VariationalNewton(Engine):
+    """Variational online Newton for the mean-field Gaussian.
+
+    At w = m + σε with the minibatch's mean gradient ĝ, and products averaged over the draws:
+
+        ĥ = ĝ ε / σ,   g ← β₁ g + (1−β₁) ĝ,   h ← (1−ρ) h + ρ ĥ + ½ ρ² (h−ĥ)² / (h+δ),
+        m ← m − α (g / (1−β₁ᵗ) + δ (m−m₀)) / (h+δ)
+
+    The last term of h keeps h + δ positive. The averaging weight ρ is 1/(t + t₀) until it falls to ``curvature_rate``, so
+    that the first, rough estimate of h is soon outweighed; α decays along half a cosine to 0.
+
+    Args:
+        posterior: A mean-field Gaussian; its log σ is overwritten by h.
+        prior: The Gaussian prior.
+        num_examples: N.
+        batches: Steps in one pass over the data.
+        curvature: h₀, the diagonal of the generalised Gauss–Newton matrix per example at the trained weights, (d,).
+        learning_rate: α at the start of each temperature; None takes min(0.1, T / batches). The gradient's noise makes m
+            wander with a variance of about α · batches / (2 T) posterior variances, so this keeps it below one.
+        momentum: β₁.
+        curvature_rate: ρ's floor.
+        curvature_trust: t₀, how many steps' worth of averaging h₀ counts; None takes one pass over the data.
+        pairs: Antithetic pairs m ± σε a step; a pair cancels what the gradient at m adds to the noise of ĥ.
+    """
+
+    name: ClassVar[str] = "natural-gradient"
+
+    def __init__(
+        self,
+        posterior: Posterior,
+        prior: GaussianPrior,
+        num_examples: int,
+        batches: int,
+        curvature: Tensor,
+        learning_rate: float | None = None,
+        momentum: float = 0.9,
+        curvature_rate: float = 1e-3,
+        curvature_trust: float | None = None,
+        pairs: int = 1,
+    ) -> None:
+        super().__init__(posterior, prior, num_examples)
+        if not isinstance(posterior, MeanFieldPosterior):
+            raise InputError(
+                f"the natural-gradient engine infers a mean-field Gaussian, but the posterior is {posterior.family!r}; use "
+                f'engine="bayes-by-backprop"'
+            )
+        self.batches = batches
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.curvature_rate = curvature_rate
+        self.curvature_trust = batches if curvature_trust is None else curvature_trust
+        self.pairs = pairs
+        require_positive(curvature_rate=curvature_rate, curvature_trust=self.curvature_trust)
+        if learning_rate is not None:
+            require_positive(learning_rate=learning_rate)
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum must be in [0, 1), but it is {momentum}")
+        if pairs < 1:
+            raise InputError(f"pairs must be at least 1, but it is {pairs}")
+        self._loc, self._log_std = posterior.loc.detach(), posterior.log_std.detach()
+        self._curvature = curvature.detach().clone()
+        self._gradient = torch.zeros_like(curvature)
+        self._curvature_steps = 0
+        self._set_std()
+
+    def begin(self, temperature: float, total_steps: int) -> None:
+        """Widen or narrow q for the new T at the curvature found so far, and restart α and the momentum."""
+        super().begin(temperature, total_steps)
+        self._gradient.zero_()
+        # h may be negative down to -δ, and δ shrinks with T.
+        self._curvature.clamp_min_(0)
+        self._set_std()
+
+    @property
+    def initial_rate(self) -> float:
+        """α at the start of this temperature."""
+        return min(0.1, self.temperature / self.batches) if self.learning_rate is None else self.learning_rate
+
+    @property
+    def _delta(self) -> Tensor:
+        return self.temperature / (self.num_examples * self.prior.std.square())
+
+    @torch.no_grad()
+    def _set_std(self) -> None:
+        effective = self.num_examples / self.temperature
+        self._log_std.copy_(-0.5 * (effective * (self._curvature + self._delta)).log())
+
+    def step(self, loss: Loss, generator: torch.Generator) -> float:
+        """One Newton step on one minibatch; 2 · pairs forward and backward passes."""
+        std = self._log_std.exp()
+        gradient, product = torch.zeros_like(std), torch.zeros_like(std)
+        total, draws = 0.0, 2 * self.pairs
+        for _ in range(self.pairs):
+            noise = self.noise(generator)
+            for sign in (1.0, -1.0):
+                weights = (self._loc + sign * std * noise).requires_grad_()
+                value = loss(weights)
+                (fresh,) = torch.autograd.grad(value, weights)
+                gradient += fresh / draws
+                product += fresh * (sign * noise) / draws
+                total += float(value.detach()) / draws
+        with torch.no_grad():
+            self._update(gradient, product / std)
+        return total
+
+    def _update(self, gradient: Tensor, curvature: Tensor) -> None:
+        delta = self._delta
+        rate = max(1 / (self._curvature_steps + self.curvature_trust), self.curvature_rate)
+        alpha = self.initial_rate * cosine_decay(self.step_count, self.total_steps)
+        self.step_count += 1
+        self._curvature_steps += 1
+
+        self._gradient.lerp_(gradient, 1 - self.momentum)
+        difference = self._curvature - curvature
+        self._curvature.sub_(rate * difference).add_(
+            0.5 * rate**2 * difference.square() / (self._curvature + rate * difference + delta)
+        )
+        unbiased = self._gradient / (1 - self.momentum**self.step_count)
+        pull = delta * (self._loc - self.prior.mean)
+        self._loc.sub_(alpha * (unbiased + pull) / (self._curvature + delta))
+        self._set_std()
+
+    def state(self) -> dict[str, Any]:
+        """h, the momentum, and the counts."""
+        return {
+            "curvature": self._curvature.clone(),
+            "gradient": self._gradient.clone(),
+            "curvature_steps": self._curvature_steps,
+            "step_count": self.step_count,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back h, the momentum, and the counts."""
+        self._curvature.copy_(state["curvature"])
+        self._gradient.copy_(state["gradient"])
+        self._curvature_steps = int(state["curvature_steps"])
+        self.step_count = int(state["step_count"])
+        self._set_std()
+
+    def signature(self) -> dict[str, Any]:
+        """The settings."""
+        return {
+            "engine": self.name,
+            "learning_rate": self.learning_rate,
+            "momentum": self.momentum,
+            "curvature_rate": self.curvature_rate,
+            "curvature_trust": self.curvature_trust,
+            "pairs": self.pairs,
+        }

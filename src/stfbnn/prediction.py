@@ -1,0 +1,134 @@
+"""Prediction: posterior draws, averaged to calibrated probabilities with their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from stfbnn.batches import Inputs, as_inputs, batch_size, rechunk, require_finite, split_batch, to_device
+from stfbnn.draws import Draws, Execution, chunk_rows
+from stfbnn.errors import InputError
+from stfbnn.network import BayesianNetwork, Weights
+from stfbnn.predictive import Prediction, sums_for
+from stfbnn.progress import progress_bar
+
+
+def predict(
+    bnn: BayesianNetwork,
+    data: Any,
+    *,
+    samples: int = 32,
+    seed: int = 0,
+    weights: Weights = "sample",
+    predictive_temperature: float | None = None,
+    has_targets: bool = True,
+    target_key: str = "labels",
+    chunk_size: int | None = None,
+    execution: Execution = "auto",
+    progress: bool | None = None,
+) -> Prediction:
+    """Predict with a fitted Bayesian network.
+
+    The same seed gives the same draws; answers agree to 1e-6 however the data are batched.
+
+    Args:
+        bnn: The network, after `fit`.
+        data: A tensor, tuple or mapping of inputs as the model takes them; or a loader (any iterable) of batches, whose
+            targets are ignored.
+        samples: S, posterior draws to average.
+        seed: Which draws.
+        weights: "mean" for the deterministic prediction at the posterior mean (one pass; no epistemic uncertainty).
+        predictive_temperature: τ, by which every draw's logits are divided; None takes what `fit` stored.
+        has_targets: False for a loader whose batches are tuples of inputs without a target.
+        target_key: The target's entry in a loader's mappings, removed before the model is called.
+        chunk_size: Rows run at once; None takes a size that suits the inputs' shape and the device.
+        execution: "loop", "stacked", or "auto" for the faster on the device.
+        progress: Show a progress bar; None shows it on a terminal, for loaders.
+
+    Returns:
+        A `CategoricalPrediction` (``.probs``, ``.entropy``, ``.aleatoric``, ``.epistemic``, ``.labels``, ``.confidence``)
+        or a `GaussianPrediction` (``.mean``, ``.std``, ``.aleatoric``, ``.epistemic``), in the data's order.
+
+    Raises:
+        NotFittedError: `fit` has not run.
+        ModelChangedError: The user's model was changed since `bayesianize`.
+        InputError: The data are empty, not finite or of a wrong form, or an argument is.
+    """
+    likelihood = bnn.require_fitted()
+    temperature = bnn.predictive_temperature if predictive_temperature is None else predictive_temperature
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"predictive_temperature must be positive and finite, but it is {temperature}")
+    if chunk_size is not None and chunk_size < 1:
+        raise InputError(f"chunk_size must be at least 1, but it is {chunk_size}")
+    bnn.check_unchanged()
+    draws = Draws(bnn, samples, seed, weights, execution)
+    parts = []
+    with progress_bar("predict", _length(data), progress if _is_loader(data) else bool(progress)) as bar:
+        batches = _counted(input_batches(data, has_targets, target_key), bar.advance)
+        for chunk in _chunks(batches, bnn, chunk_size):
+            sums = sums_for(likelihood, temperature)
+            for outputs in draws.outputs(chunk):
+                sums.add(outputs)
+            parts.append(sums.finish(at_mean=weights == "mean"))
+    if not parts:
+        raise InputError("there is nothing to predict: the loader gave no batch")
+    return Prediction.concatenate(parts)
+
+
+def input_batches(data: Any, has_targets: bool, target_key: str) -> Iterator[Inputs]:
+    """The batches of inputs in ``data``, checked, without their targets."""
+    if not _is_loader(data):
+        yield _checked(as_inputs(data))
+        return
+    if not isinstance(data, Iterable):
+        raise InputError(
+            f"data must be a tensor, a tuple, a mapping or an iterable of batches, but it is a {type(data).__name__}"
+        )
+    for batch in data:
+        if isinstance(batch, Tensor):
+            yield _checked(batch)
+        elif isinstance(batch, Mapping):
+            yield _checked(as_inputs({key: value for key, value in batch.items() if key != target_key}))
+        elif isinstance(batch, tuple | list) and len(batch) == 1:
+            yield _checked(as_inputs(batch[0]))
+        else:
+            yield _checked(split_batch(batch, target_key, has_targets)[0])
+
+
+def _is_loader(data: Any) -> bool:
+    return not isinstance(data, Tensor | tuple | Mapping)
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data) if _is_loader(data) else 1
+    except TypeError:
+        return None
+
+
+def _checked(inputs: Inputs) -> Inputs:
+    batch_size(inputs)
+    require_finite(inputs, "the inputs")
+    return inputs
+
+
+def _counted(batches: Iterable[Inputs], advance: Any) -> Iterator[Inputs]:
+    for batch in batches:
+        yield batch
+        advance()
+
+
+def _chunks(batches: Iterator[Inputs], bnn: BayesianNetwork, chunk_size: int | None) -> Iterator[Inputs]:
+    first = next(batches, None)
+    if first is None:
+        return
+    size = chunk_size or chunk_rows(first, bnn.device)
+
+    def all_batches() -> Iterator[Inputs]:
+        yield first
+        yield from batches
+
+    for chunk in rechunk(all_batches(), size):
+        yield to_device(chunk, bnn.device)
