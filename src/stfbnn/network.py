@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from stfbnn.batches import Inputs, OutputFunction, as_inputs, call_model, module_device, output_tensor
+from stfbnn.description import ModelDescription, describe_inputs
 from stfbnn.errors import InputError, LayerError, NotFittedError
 from stfbnn.likelihood import Likelihood
 from stfbnn.locate import FirstLayer, locate_first_layer, unwrap
@@ -39,7 +40,11 @@ class BayesianNetwork(nn.Module):
         likelihood: p(y | output), set by `fit`.
         temperature: The temperature T of the posterior, set by `fit`.
         predictive_temperature: τ, which divides every draw's logits; 1 unless `fit` was asked to choose it.
+        num_examples: N, the number of training examples, where it is known.
         folding: What was simplified in the trunk, and what was left.
+        first_layer: The layer's names and what was found out about it.
+        model_description: What identifies the model, beside its weights.
+        input_description: Form, shapes, dtypes and ranges of the example inputs; None where they have no such description.
     """
 
     def __init__(
@@ -48,12 +53,13 @@ class BayesianNetwork(nn.Module):
         first_layer: FirstLayer,
         family: PosteriorFamily,
         prior: Normal,
-        example_inputs: Inputs,
+        example_inputs: Inputs | None,
         output: OutputFunction | None = None,
         fold_batch_norm: bool = True,
     ) -> None:
         super().__init__()
         self.layer_name = first_layer.name
+        self.first_layer = first_layer
         self.family = family
         self.prior_recipe = prior
         self.output = output
@@ -62,6 +68,8 @@ class BayesianNetwork(nn.Module):
         own = {self._prefix + name for name in first_layer.parameters}
         self.trunk_fingerprint = fingerprint(model, exclude=own)
         self.model_fingerprint = fingerprint(model)
+        self.model_description = ModelDescription.of(model)
+        self.input_description = None if example_inputs is None else describe_inputs(example_inputs)
         self.provenance: Provenance | None = attached(model)
 
         self.network = shared_copy(model)
@@ -76,11 +84,15 @@ class BayesianNetwork(nn.Module):
             )
         self.prior: GaussianPrior = prior.build(weights)
         self.posterior: Posterior = family.build(self.layout, weights, self.prior)
-        self.folding: FoldingReport = fold(self.network, first_layer.name, example_inputs, enabled=fold_batch_norm)
+        self.folding = FoldingReport()
+        # Nothing can be folded without inputs on which to check that folding changed nothing.
+        if example_inputs is not None:
+            self.folding = fold(self.network, first_layer.name, example_inputs, enabled=fold_batch_norm)
 
         self.likelihood: Likelihood | None = None
         self.temperature: float | None = None
         self.predictive_temperature = 1.0
+        self.num_examples: int | None = None
         self.seed(0)
 
     def seed(self, seed: int) -> None:

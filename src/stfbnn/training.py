@@ -1,0 +1,323 @@
+"""Stage one: train a network the ordinary way, exactly resumable, noting which examples it saw.
+
+All random numbers of epoch e follow from (seed, e): shuffling, augmentation and dropout need no saved state, so a run
+that was killed and resumed equals one that was not, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.launchers import _MultiProcessingLauncher
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+from lightning_fabric.strategies.strategy import Strategy
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from rich.table import Table
+from torch import Tensor, nn
+from torch.distributed import is_available, is_torchelastic_launched
+
+from stfbnn.batches import OutputFunction, module_device
+from stfbnn.checkpoint import load_checkpoint, save_checkpoint
+from stfbnn.errors import CheckpointError, InputError
+from stfbnn.progress import progress_bar
+from stfbnn.provenance import Provenance, attach
+from stfbnn.randomness import derive_seed
+from stfbnn.training_choices import LossChoice, Objective, OptimizerChoice, Schedule, ScheduleChoice, build_optimizer
+from stfbnn.training_loop import EpochRecord, TrainingLoop
+
+__all__ = ["EpochRecord", "TrainRun", "train"]
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """What ``train`` returns.
+
+    Attributes:
+        model: The user's model, trained, in eval mode, on the device where it was.
+        history: One record an epoch.
+        provenance: The examples that shaped the parameters.
+        seconds: Of all epochs, those before a resume included.
+        chosen_epoch: The epoch whose parameters the model holds: the last, or with ``keep_best`` the best.
+    """
+
+    model: nn.Module
+    history: tuple[EpochRecord, ...]
+    provenance: Provenance
+    seconds: float
+    chosen_epoch: int
+
+    def table(self) -> Table:
+        """The history, for a terminal."""
+        names = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+        table = Table(*(name.replace("_", " ") for name in names))
+        for record in self.history:
+            table.add_row(*("–" if value is None else f"{value:.4g}" for value in astuple(record)))
+        return table
+
+
+def train(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    epochs: int,
+    optimizer: OptimizerChoice = "adamw",
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    momentum: float | None = None,
+    schedule: ScheduleChoice = "cosine",
+    warmup: float = 0.0,
+    loss: LossChoice = "auto",
+    label_smoothing: float = 0.0,
+    val_loader: Iterable[Any] | None = None,
+    keep_best: bool = False,
+    precision: Any = "32-true",
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    accelerator: str = "auto",
+    devices: int | str | list[int] = "auto",
+    strategy: str | Strategy = "auto",
+    num_nodes: int = 1,
+    seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    checkpoint_every: int = 1,
+    output: OutputFunction | None = None,
+    target_key: str = "labels",
+    progress: bool | None = None,
+) -> TrainRun:
+    """Train a model in place.
+
+    Several processes: started by ``torchrun`` or ``fabric run``, the call takes part as one rank; every rank returns
+    the same trained parameters. ``devices=2`` from an ordinary script makes Fabric start the same script again for the
+    other rank, so everything before and after the call runs twice. Strategies that fork or spawn a function are
+    refused, for they train a copy that is lost. The loader's batch size is per rank; a shard is filled up to equal
+    length by repeating examples; validation runs whole on every rank; rank 0 alone writes and reads the checkpoint.
+    All ranks draw from the same seed.
+
+    Args:
+        model: Called by the rule of ``stfbnn.batches``. A "…-true" precision other than 32 converts it for good.
+        loader: Gives batches (inputs, target), anew at each pass; a sampler's ``set_epoch`` is called.
+        epochs: Passes over the loader.
+        optimizer: "sgd", "adam", "adamw" or a function from the list of trainable parameters to an optimizer.
+        lr: Learning rate; None for the optimizer's default (``build_optimizer``).
+        weight_decay: None is 0.
+        momentum: For "sgd"; None is 0.9.
+        schedule: "cosine" (to 0), "constant" or a function from the fraction of the run to a factor. It moves with
+            every step, or with every epoch where the loader has no length.
+        warmup: Fraction of the run over which the learning rate rises linearly from 0.
+        loss: "auto" (integer targets: cross entropy; float: mean squared error) or a function of (outputs, target).
+        label_smoothing: Of the cross entropy, in [0, 1).
+        val_loader: Loss and accuracy on it are reported after every epoch.
+        keep_best: End with the parameters of the lowest validation loss. The validation examples then count as seen,
+            for they chose the parameters, and stage two refuses them as held-out data.
+        precision: One of Fabric's names, such as "32-true" or "bf16-mixed".
+        accumulate: Batches a step. The gradient is that of the mean over all their examples, whatever their sizes.
+        clip_norm: Largest Euclidean norm of the gradient; None does not clip.
+        accelerator: Fabric's name; "auto" takes a GPU where there is one.
+        devices: "auto" is 1, or what the launcher says.
+        strategy: "auto", "ddp", "ddp_find_unused_parameters_true" or one of Fabric's objects for these.
+        num_nodes: Machines; taken from the launcher where that is ``torchrun``.
+        seed: Everything random follows from it, but not the model's initial parameters, which are the user's. A
+            generator of the loader's own goes on from where it is and is saved with the checkpoint.
+        checkpoint: File from which a killed run goes on; written at the start and after epochs. None writes none.
+        resume: Go on from the checkpoint where there is one; a finished one gives its result at once.
+            False starts anew.
+        checkpoint_every: Epochs between checkpoints.
+        output: How to get the tensor of predictions from what the model returns, where that is neither a tensor nor
+            has ``.logits``.
+        target_key: The entry of a mapping that is the target.
+        progress: Show a bar; None shows it on a terminal.
+
+    Returns:
+        The run; its provenance is also attached to the model (``stfbnn.provenance.attached``).
+
+    Raises:
+        InputError: A setting or a batch is wrong (the first batch of both loaders is tried before training starts), or
+            the loss became NaN or infinite.
+        CheckpointError: The checkpoint is damaged or belongs to a run with other settings.
+    """
+    _check_settings(
+        model,
+        loader,
+        val_loader,
+        keep_best,
+        clip_norm,
+        epochs=epochs,
+        accumulate=accumulate,
+        checkpoint_every=checkpoint_every,
+        num_nodes=num_nodes,
+    )
+    objective, plan = Objective(loss, label_smoothing), Schedule(schedule, warmup)
+    derive_seed(seed)
+    if checkpoint is not None and getattr(loader, "persistent_workers", False):
+        warnings.warn(
+            "the loader has persistent_workers=True: its workers keep their random state from epoch to epoch, so a "
+            "resumed run does not repeat random augmentations exactly; use persistent_workers=False",
+            UserWarning,
+            stacklevel=2,
+        )
+    fabric = _fabric(accelerator, devices, strategy, num_nodes, precision)
+    home = module_device(model)
+    try:
+        run = TrainingLoop(
+            fabric=fabric,
+            model=model,
+            loader=loader,
+            val_loader=val_loader,
+            objective=objective,
+            schedule=plan,
+            seed=seed,
+            epochs=epochs,
+            accumulate=accumulate,
+            output=output,
+            target_key=target_key,
+        )
+        run.first_look()
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise InputError("the model has no parameter with requires_grad=True; there is nothing to train")
+        run.set_optimizer(build_optimizer(optimizer, parameters, lr, weight_decay, momentum), clip_norm)
+        signature = {
+            "stage": "train",
+            "seed": seed,
+            "epochs": epochs,
+            "batches per epoch": run.batches,
+            "batch size": getattr(loader, "batch_size", None),
+            "optimizer": _name(optimizer),
+            "optimizer settings": [_plain(group) for group in run.optimizer.param_groups],
+            "schedule": _name(schedule),
+            "warmup": warmup,
+            "loss": _name(loss),
+            "label_smoothing": label_smoothing,
+            "keep_best": keep_best,
+            "validation": val_loader is not None,
+            "precision": str(precision),
+            "accumulate": accumulate,
+            "clip_norm": clip_norm,
+            "processes": fabric.world_size,
+            "parameter shapes": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
+        }
+        stored = _load(fabric, checkpoint, signature) if resume and checkpoint is not None else None
+        if stored is not None:
+            run.restore(stored)
+
+        def save() -> None:
+            if checkpoint is not None and fabric.is_global_zero:
+                save_checkpoint(checkpoint, run.state(), signature)
+            fabric.barrier()
+
+        if stored is None:
+            save()
+        total = None if run.batches is None else epochs * run.batches
+        with progress_bar("training", total, progress if fabric.is_global_zero else False) as reporter:
+            reporter.advance(len(run.history) * (run.batches or 0))
+            for epoch in range(len(run.history) + 1, epochs + 1):
+                reporter.describe(f"training, epoch {epoch} of {epochs}")
+                run.epoch(epoch, reporter, keep_best)
+                if epoch % checkpoint_every == 0 or epoch == epochs:
+                    save()
+        chosen = run.finish()
+    finally:
+        model.to(home)
+        model.eval()
+    provenance = run.seen.provenance.union(run.selected_on.provenance)
+    attach(model, provenance)
+    seconds = sum(record.seconds for record in run.history)
+    return TrainRun(model, tuple(run.history), provenance, seconds, chosen)
+
+
+def _check_settings(
+    model: Any, loader: Any, val_loader: Any, keep_best: bool, clip_norm: float | None, **counts: Any
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, but it is a {type(model).__name__}")
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a positive integer, but it is {value!r}")
+    if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
+        raise InputError(f"clip_norm must be positive, or None for no clipping, but it is {clip_norm}")
+    if keep_best and val_loader is None:
+        raise InputError("keep_best=True chooses by the validation loss, so it needs val_loader=")
+    for name, value in (("loader", loader), ("val_loader", val_loader)):
+        if value is None and name == "val_loader":
+            continue
+        if isinstance(value, Iterator) or not isinstance(value, Iterable):
+            raise InputError(
+                f"{name} must give its batches anew at each pass, such as a torch DataLoader or a list of batches, but "
+                f"it is a {type(value).__name__}"
+            )
+
+
+def _fabric(
+    accelerator: str, devices: int | str | list[int], strategy: str | Strategy, num_nodes: int, precision: Any
+) -> Fabric:
+    """Fabric, launched: in a process that a launcher started it joins the other ranks."""
+    if is_available() and is_torchelastic_launched():
+        # `fabric run` names the devices itself, in variables that Fabric reads and that must not be contradicted.
+        if devices == "auto" and "LT_DEVICES" not in os.environ:
+            devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        if num_nodes == 1 and "LT_NUM_NODES" not in os.environ:
+            num_nodes = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+    elif devices == "auto":
+        devices = 1
+    try:
+        fabric = Fabric(
+            accelerator=accelerator, devices=devices, strategy=strategy, num_nodes=num_nodes, precision=precision
+        )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise InputError(
+            f"accelerator={accelerator!r}, devices={devices!r}, strategy={strategy!r}, num_nodes={num_nodes}, "
+            f"precision={precision!r} cannot be used here: {error}"
+        ) from error
+    if isinstance(fabric.strategy.launcher, _MultiProcessingLauncher):
+        raise InputError(
+            "this strategy forks or spawns a function, in which a copy of the model would be trained and lost; run the "
+            "script by `torchrun --nproc-per-node N script.py` (from a notebook, train on one device)"
+        )
+    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise InputError(
+            f"strategy {type(fabric.strategy).__name__} is not supported, for the whole model must be on every rank; "
+            f'use "auto", "ddp" or "ddp_find_unused_parameters_true"'
+        )
+    if os.environ.get("LT_CLI_USED", "0") == "0":
+        # Under `fabric run` Fabric has launched itself already, and refuses a second time.
+        fabric.launch()
+    return fabric
+
+
+def _load(fabric: Fabric, path: str | os.PathLike[str], signature: dict[str, Any]) -> dict[str, Any] | None:
+    """Rank 0 reads, all ranks get the state or the error: no rank waits for one that has failed."""
+    outcome: tuple[dict[str, Any] | None, str | None] = (None, None)
+    if fabric.is_global_zero:
+        try:
+            outcome = load_checkpoint(path, signature), None
+        except CheckpointError as error:
+            outcome = None, str(error)
+    state, failure = fabric.broadcast(outcome)
+    if failure is not None:
+        raise CheckpointError(failure)
+    return state
+
+
+def _name(choice: Any) -> str:
+    """A choice by name, a function by where it is defined: what a resumed run can compare."""
+    if isinstance(choice, str):
+        return choice
+    owner = choice if hasattr(choice, "__qualname__") else type(choice)
+    return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def _plain(group: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an optimizer's parameter group as JSON values."""
+    return {
+        name: value.tolist() if isinstance(value, Tensor) else value
+        for name, value in group.items()
+        if name != "params" and isinstance(value, Tensor | float | int | str | bool | tuple | list | None)
+    }
