@@ -35,7 +35,7 @@ def test_batching_and_execution_do_not_matter(batch: int, chunk: int, stacked: b
     bnn = ready(mlp(), X[:2])
     whole = predict(bnn, X, samples=5)
     execution = "stacked" if stacked else "loop"
-    pred = predict(bnn, X.split(batch), samples=5, chunk_size=chunk, execution=execution)  # type: ignore[arg-type]
+    pred = predict(bnn, list(X.split(batch)), samples=5, chunk_size=chunk, execution=execution)  # type: ignore[arg-type]
     torch.testing.assert_close(pred.probs, whole.probs, atol=1e-6, rtol=0)
     torch.testing.assert_close(pred.epistemic, whole.epistemic, atol=1e-6, rtol=0)
 

@@ -47,6 +47,9 @@ class BayesianNetwork(nn.Module):
         input_description: Form, shapes, dtypes and ranges of the example inputs; None where they have no such description.
     """
 
+    _scale: Tensor | None
+    _shift: Tensor | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -88,6 +91,10 @@ class BayesianNetwork(nn.Module):
         # Nothing can be folded without inputs on which to check that folding changed nothing.
         if example_inputs is not None:
             self.folding = fold(self.network, first_layer.name, example_inputs, enabled=fold_batch_norm)
+        affine = self.folding.first_layer_affine
+        # As buffers, so that they move along; not persistent, for they follow from the trunk.
+        self.register_buffer("_scale", None if affine is None else affine.scale, persistent=False)
+        self.register_buffer("_shift", None if affine is None else affine.shift, persistent=False)
 
         self.likelihood: Likelihood | None = None
         self.temperature: float | None = None
@@ -155,11 +162,13 @@ class BayesianNetwork(nn.Module):
 
     def substitution(self, vector: Tensor) -> dict[str, Tensor]:
         """The network's parameters that a weight vector (d,) stands for, by their full names, ready for a call."""
-        parameters = self.layout.unflatten(vector)
-        parameters = {name: value.to(self.trained[name].dtype) for name, value in parameters.items()}
-        if self.folding.first_layer_affine is not None:
-            layer = self.network.get_submodule(self.layer_name)
-            parameters = apply_first_layer_affine(layer, parameters, *self.folding.first_layer_affine)
+        layer = self.network.get_submodule(self.layer_name)
+        parameters = {
+            name: value.to(layer.get_parameter(name).dtype) for name, value in self.layout.unflatten(vector).items()
+        }
+        scale, shift = self._scale, self._shift
+        if scale is not None and shift is not None:
+            parameters = apply_first_layer_affine(layer, parameters, scale, shift)
         return {self._prefix + name: value for name, value in parameters.items()}
 
     def outputs(self, vector: Tensor, inputs: Inputs) -> Tensor:

@@ -105,7 +105,7 @@ def fit(
     run.prepare_held_out(val_loader, val_samples)
     run.start(engine, dict(engine_options or {}), epochs, num_examples, checkpoint, resume)
     run.refuse_seen(train_loader, val_loader)
-    run.infer(epochs, predictive_temperature, early_stop, patience)
+    run.infer(predictive_temperature, early_stop, patience)
     return run.finish()
 
 
@@ -162,7 +162,7 @@ class _Run:
         resume: bool,
     ) -> None:
         """Make the engine, from a checkpoint or from a first pass over the data."""
-        self.checkpoint = checkpoint
+        self.checkpoint, self.epochs = checkpoint, epochs
         self.signature = {
             "layer": self.bnn.layer_name,
             "shapes": [list(shape) for shape in self.bnn.layout.shapes],
@@ -224,12 +224,12 @@ class _Run:
 
     def infer(
         self,
-        epochs: int,
         predictive_temperature: float | Literal["held-out"],
         early_stop: EarlyStop | None,
         patience: int,
     ) -> None:
         """Run the stages, one for each temperature."""
+        epochs = self.epochs
         total = len(self.schedule) * epochs * self.batches
         with progress_bar("infer", total, self.progress) as bar:
             bar.advance((self.stage * epochs + self.epoch) * self.batches)
@@ -326,6 +326,7 @@ class _Run:
         assert self.best is not None  # noqa: S101 - there is at least one stage
         self._restore(self.best)
         self.bnn.likelihood = self.likelihood
+        self.bnn.num_examples = self.num_examples
         self.bnn.temperature = float(self.best["temperature"])
         self.bnn.predictive_temperature = float(self.best["tau"])
         return FitRun(
@@ -381,7 +382,7 @@ class _Run:
         self.history = [FitRecord(**record) for record in state["history"]]
         self.trials = [TemperatureTrial(**trial) for trial in state["trials"]]
         if self.epoch > 0:
-            self.engine.begin(self.schedule[self.stage], self.signature["epochs"] * self.batches)
+            self.engine.begin(self.schedule[self.stage], self.epochs * self.batches)
         self.engine.load_state(state["engine"])
         self._restore(state["current"])
         own = getattr(self.loader, "generator", None)
