@@ -1,1 +1,66 @@
-"""Make the first layer of a trained network Bayesian, and know when not to trust its predictions."""
+"""Make the first layer of a trained network Bayesian, and know when not to trust its predictions.
+
+bnn = stfbnn.bayesianize(model, example_inputs)
+run = stfbnn.fit(bnn, train_loader, val_loader=held_out_loader)
+pred = stfbnn.predict(bnn, test_loader)
+stfbnn.save(bnn, "posterior")
+bnn = stfbnn.load("posterior", model)
+"""
+
+from stfbnn.artifact import load, save
+from stfbnn.errors import (
+    ArtifactError,
+    CheckpointError,
+    DataError,
+    InputError,
+    LayerError,
+    ModelChangedError,
+    NotFittedError,
+    StfbnnError,
+)
+from stfbnn.inference.fit import fit
+from stfbnn.inference.history import FitRecord, FitRun, TemperatureTrial
+from stfbnn.likelihood import Categorical, Gaussian, Likelihood
+from stfbnn.locate import FirstLayer, locate_first_layer
+from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.posterior import MeanField, Posterior
+from stfbnn.prediction import predict
+from stfbnn.predictive import CategoricalPrediction, GaussianPrediction, Prediction
+from stfbnn.prior import GaussianPrior, Normal
+from stfbnn.training import TrainRun, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtifactError",
+    "BayesianNetwork",
+    "Categorical",
+    "CategoricalPrediction",
+    "CheckpointError",
+    "DataError",
+    "FirstLayer",
+    "FitRecord",
+    "FitRun",
+    "Gaussian",
+    "GaussianPrediction",
+    "GaussianPrior",
+    "InputError",
+    "LayerError",
+    "Likelihood",
+    "MeanField",
+    "ModelChangedError",
+    "Normal",
+    "NotFittedError",
+    "Posterior",
+    "Prediction",
+    "StfbnnError",
+    "TemperatureTrial",
+    "TrainRun",
+    "bayesianize",
+    "fit",
+    "load",
+    "locate_first_layer",
+    "predict",
+    "save",
+    "train",
+]

@@ -7,6 +7,7 @@ executes no code from the folder.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -72,7 +73,11 @@ def save(
     except ArtifactError as error:
         raise InputError(f"{error}: inference diverged; call fit again with a lower learning rate") from error
     entries = _entries(bnn, likelihood)
-    _require_rebuildable(bnn, likelihood, Config(entries))
+    try:
+        as_read = json.loads(json.dumps(entries, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the configuration of the posterior or the likelihood is not JSON ({error})") from error
+    _require_rebuildable(bnn, likelihood, Config(as_read))
     write_folder(target, entries, tensors, model_card(bnn, target.name, figures), overwrite)
     return target
 
@@ -298,8 +303,8 @@ def _restore_network(
             same = False
         if not same:
             warnings.warn(
-                "batch norms are left unfolded, which is as exact but slower, because the saved description of the example "
-                "inputs does not lead to the folding that was saved; pass example_inputs= to load",
+                "batch norms are left unfolded, which is as exact but slower and takes more memory, because the saved "
+                "description of the example inputs does not lead to the folding that was saved; pass example_inputs= to load",
                 stacklevel=3,
             )
             bnn = build(None)
@@ -320,9 +325,14 @@ def _stand_in(config: Config, device: torch.device) -> Inputs:
 def _folding(bnn: BayesianNetwork) -> dict[str, Any] | None:
     """What was folded, JSON-able; None where the network is as it came, so that inputs are not needed to restore it."""
     report = bnn.folding
-    if not (report.folded or report.local or report.left):
+    if not (report.folded or report.local or report.left or report.convolutions):
         return None
-    return {"folded": dict(report.folded), "local": sorted(report.local), "left": sorted(report.left)}
+    return {
+        "folded": dict(report.folded),
+        "local": sorted(report.local),
+        "left": sorted(report.left),
+        "convolutions": len(report.convolutions),
+    }
 
 
 def _check_std(posterior: Posterior) -> None:

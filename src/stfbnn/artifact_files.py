@@ -28,7 +28,8 @@ from stfbnn.files import atomic_path, write_text
 CONFIG, TENSORS, CARD = "config.json", "posterior.safetensors", "README.md"
 FORMAT = "stfbnn-posterior"
 # Major.minor: a higher minor version adds entries that a reader may ignore, another major version may not be read.
-FORMAT_VERSION = "1.0"
+_MAJOR, _MINOR = 1, 0
+FORMAT_VERSION = f"{_MAJOR}.{_MINOR}"
 
 _NO_DIGEST = "0" * 64
 
@@ -191,9 +192,9 @@ def _read_config(path: Path) -> Config:
             f"{path} is damaged or was edited: its checksum does not match; copy the folder again, or save it anew"
         )
     version = config.text("format_version")
-    if version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
+    if version.partition(".")[0] != str(_MAJOR):
         raise ArtifactError(
-            f"{path} has format version {version}, but this library reads {FORMAT_VERSION.split('.')[0]}.x; it was "
+            f"{path} has format version {version}, but this library reads {_MAJOR}.x; it was "
             f"written by stfbnn {entries.get('library_version')}: install that version"
         )
     return config

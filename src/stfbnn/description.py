@@ -60,7 +60,7 @@ def describe_inputs(inputs: Inputs) -> dict[str, Any] | None:
 
     Returns:
         ``{"form": "tensor" | "tuple" | "mapping", "entries": …}``, or None where an entry can be described by neither a
-        shape with a range nor a JSON value (a nested structure, an object, a tensor that is not finite).
+        shape with a range nor a number (a nested structure, an object, a string, a tensor that is not finite).
     """
     entries: Any
     try:
@@ -112,7 +112,8 @@ def _describe_entry(value: Any) -> dict[str, Any]:
             raise _IndescribableError
         dtype = str(value.dtype).removeprefix("torch.")
         return {"shape": list(value.shape), "dtype": dtype, "low": low, "high": high}
-    is_plain = value is None or isinstance(value, bool | int | str)
+    # Strings are left out: one may be a text that was an example.
+    is_plain = value is None or isinstance(value, bool | int)
     if is_plain or (isinstance(value, float) and math.isfinite(value)):
         return {"value": value}
     raise _IndescribableError

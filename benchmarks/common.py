@@ -1,0 +1,103 @@
+"""What the benchmarks share: the record of a run, its hardware, and tables with the spread over seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import stfbnn
+from stfbnn.data import data_root
+from stfbnn.evaluation import auroc, classification_metrics
+from stfbnn.files import write_json, write_text
+from stfbnn.predictive import CategoricalPrediction
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment() -> dict[str, Any]:
+    """Hardware and versions, for the record."""
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "stfbnn": stfbnn.__version__,
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def data(name: str) -> Path:
+    """A data set's folder under the data root, or an end with the reason."""
+    root = data_root()
+    if root is None:
+        sys.exit("STFBNN_DATA is not set: it names the folder of real data sets")
+    return root / name
+
+
+def figures(probs: Tensor, log_probs: Tensor, targets: Tensor) -> dict[str, float]:
+    """Accuracy, NLL, Brier and ECE of one method."""
+    return asdict(classification_metrics(probs, log_probs, targets))
+
+
+def figures_of(pred: CategoricalPrediction, targets: Tensor) -> dict[str, float]:
+    """The same, of a prediction."""
+    return figures(pred.probs, pred.log_probs, targets)
+
+
+@torch.no_grad()
+def network_predictions(model: nn.Module, inputs: Tensor, temperature: float) -> CategoricalPrediction:
+    """Softmax of a network's logits over ``temperature``, as a prediction without epistemic uncertainty."""
+    logits = torch.cat([model(chunk) for chunk in inputs.split(128)])
+    log_probs = (logits.double() / temperature).log_softmax(1)
+    return CategoricalPrediction(1, True, log_probs, torch.special.entr(log_probs.exp()).sum(1))
+
+
+def ood_figures(name: str, inside: CategoricalPrediction, outside: CategoricalPrediction) -> dict[str, float]:
+    """AUROC of telling ``outside`` from ``inside`` by total entropy and, where there is one, by its epistemic part."""
+    found = {f"auroc_entropy_{name}": auroc(inside.entropy, outside.entropy)}
+    if not inside.at_mean:
+        found[f"auroc_epistemic_{name}"] = auroc(inside.epistemic, outside.epistemic)
+    return found
+
+
+def write(name: str, runs: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+    """Write the raw results, and a table of means ± standard deviations over the seeds."""
+    content = {"environment": environment(), "settings": dict(settings), "runs": list(runs)}
+    write_json(RESULTS / f"{name}.json", json.loads(json.dumps(content, default=float)))
+    text = table(runs)
+    write_text(RESULTS / f"{name}.md", text)
+    print(text)
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A markdown table: methods down, figures across, mean ± standard deviation over the seeds."""
+    methods = list(runs[0]["methods"])
+    keys = list(dict.fromkeys(key for method in methods for key in runs[0]["methods"][method] if key != "count"))
+    lines = ["| method | " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|---" * (len(keys) + 1) + "|"]
+    for method in methods:
+        cells = []
+        for key in keys:
+            values = [run["methods"][method][key] for run in runs if key in run["methods"][method]]
+            cells.append(
+                f"{np.mean(values):.4f} ± {np.std(values, ddof=min(1, len(values) - 1)):.4f}" if values else ""
+            )
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
