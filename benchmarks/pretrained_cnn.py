@@ -13,10 +13,10 @@ import time
 from typing import Any
 
 import torch
-from common import data, figures_of, network_predictions, ood_figures, write
 from torch import nn
 
 import stfbnn
+from common import data, figures_of, network_predictions, ood_figures, write
 from stfbnn.baselines import fit_temperature
 from stfbnn.data import hold_out, load, loader, normalise
 from stfbnn.predictive import CategoricalPrediction

@@ -40,7 +40,9 @@ def test_kl_equals_monte_carlo() -> None:
     q, p = posterior().double(), prior().double()
     noise = torch.randn(100_000, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     w = q.draw(noise).detach()
-    ratio = TorchNormal(q.loc.detach(), q.std_vector().detach()).log_prob(w).sum(-1) - TorchNormal(p.mean, p.std).log_prob(w).sum(-1)
+    ratio = TorchNormal(q.loc.detach(), q.std_vector().detach()).log_prob(w).sum(-1) - TorchNormal(
+        p.mean, p.std
+    ).log_prob(w).sum(-1)
     error = float(ratio.std() / len(ratio) ** 0.5)
     # Four standard errors: a right formula fails once in 16,000 seeds, and the seed is fixed.
     assert abs(float(ratio.mean()) - float(q.kl(p).detach())) < 4 * error

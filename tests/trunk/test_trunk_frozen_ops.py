@@ -12,6 +12,12 @@ from trunk_networks import ResNet, saved_bytes, trained
 from stfbnn.trunk import FrozenAffine, FrozenConv1d, FrozenConv2d, FrozenConv3d, fold, shared_copy
 from stfbnn.trunk.frozen_ops import freeze_convolution, freeze_norm
 
+# PyTorch's own: the first forward-mode derivative loads its table of decompositions, and uneven "same" padding is noted.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+]
+
 CONVOLUTIONS = [
     (nn.Conv1d(2, 4, 3, stride=2, padding=1), (2, 2, 8), FrozenConv1d),
     (nn.Conv1d(2, 3, 4, padding="same", dilation=2, bias=False), (2, 2, 9), FrozenConv1d),
@@ -80,6 +86,16 @@ def test_convolution_keeps_the_weight_alone():
     x = example((2, 4, 8, 8))
     assert saved_bytes(lambda: plain(x), plain.parameters()) == x.untyped_storage().nbytes()
     assert saved_bytes(lambda: lean(x), lean.parameters()) == 0
+
+
+@pytest.mark.parametrize("activation", [torch.relu, torch.sigmoid, torch.tanh])
+def test_convolution_of_what_is_kept_anyway(activation):
+    plain, lean = frozen(nn.Conv2d(4, 4, 3, padding=1))
+    x = example((2, 4, 8, 8))
+    y = lean(activation(x))
+    assert type(y.grad_fn).__name__ == "ConvolutionBackward0"
+    assert saved_bytes(lambda: lean(activation(x)), lean.parameters()) == x.untyped_storage().nbytes()
+    torch.testing.assert_close(y, plain(activation(x)))
 
 
 def test_linear_with_frozen_weight_keeps_no_input():
@@ -193,6 +209,20 @@ def test_frozen_convolutions_pay_where_the_activation_keeps_its_input():
             kept[activation, lean] = saved_bytes(lambda net=network, leaf=leaf: net(leaf), own)
     assert kept[nn.GELU, True] < 0.7 * kept[nn.GELU, False]
     assert kept[nn.ReLU, True] <= kept[nn.ReLU, False]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_folded_network_compiles_without_breaks_and_exports():
+    model = trained(ResNet(activation=nn.GELU))
+    network = shared_copy(model)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    fold(network, "conv", x.detach())
+    expected = network(x)
+    actual = torch.compile(network, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual.sum(), x), torch.autograd.grad(expected.sum(), x))
+    exported = torch.export.export(network, (x.detach(),)).module()
+    torch.testing.assert_close(exported(x.detach()), expected.detach(), rtol=1e-5, atol=1e-5)
 
 
 def test_double_backward_of_a_functional_reference():

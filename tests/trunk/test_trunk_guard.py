@@ -31,7 +31,7 @@ CHANGES = [
     (step, "written in place"),
     (lambda m: m.load_state_dict(ResNet().state_dict()), "written in place"),
     (lambda m: m.load_state_dict(ResNet().state_dict(), assign=True), "replaced"),
-    (lambda m: m.train()(torch.randn(2, 3, 8, 8)), "bn.running_mean.*written in place"),
+    (lambda m: m.train()(torch.randn(2, 3, 8, 8)), "'bn.num_batches_tracked'.*written in place"),
     (lambda m: m.blocks[1].conv2.weight.detach().zero_(), "blocks.1.conv2.weight.*written in place"),
     (lambda m: setattr(m, "head", nn.Linear(16, 10)), "module 'head'.*replaced"),
     (lambda m: delattr(m, "head"), "module 'head'.*removed"),
@@ -74,7 +74,7 @@ def put_nan(model: nn.Module) -> None:
         move,
         lambda m: m.to(memory_format=torch.channels_last),
         lambda m: m.load_state_dict({name: value.clone() for name, value in m.state_dict().items()}, assign=True),
-        lambda m: setattr(m, "head", torch.compile(m.head)),
+        lambda m: setattr(m, "head", torch.compile(m.head, backend="eager")),
         lambda m: m(torch.randn(2, 3, 8, 8)).sum().backward(),
         lambda m: m.register_forward_hook(lambda *_: None),
         lambda m: shared_copy(m).double(),
@@ -96,7 +96,7 @@ def test_a_change_after_a_move_is_noticed():
     guard.check()
     with torch.no_grad():
         model.bn.running_var.add_(1)
-    with pytest.raises(ModelChangedError, match=r"bn.running_var"):
+    with pytest.raises(ModelChangedError, match=r"bn.running_var.*written in place"):
         guard.check()
 
 
@@ -116,7 +116,7 @@ def test_a_deleted_model_cannot_change_and_is_let_go():
 def test_copies_watch_the_same_model_and_pickles_none():
     model = ResNet()
     guard = ChangeGuard(model)
-    twin, restored = copy.deepcopy(guard), pickle.loads(pickle.dumps(guard))
+    twin, restored = copy.deepcopy(guard), pickle.loads(pickle.dumps(guard))  # noqa: S301 - our own bytes
     twin.check()
     model.head.weight.data = torch.zeros(10, 16)
     with pytest.raises(ModelChangedError):

@@ -35,8 +35,9 @@ class VariationalNewton(Engine):
         num_examples: N.
         batches: Steps in one pass over the data.
         curvature: h₀, the diagonal of the generalised Gauss–Newton matrix per example at the trained weights, (d,).
-        learning_rate: α at the start of each temperature; None takes min(0.1, T / batches). The gradient's noise makes m
-            wander with a variance of about α · batches / (2 T) posterior variances, so this keeps it below one.
+        learning_rate: α at the start of each temperature; None takes min(0.1, ``wander`` · 2 T / batches).
+        wander: How far the gradient's noise may make m wander at first, in posterior variances: about α · batches / (2 T).
+            A larger one converges in fewer epochs, where the layer is small enough to bear it.
         momentum: β₁.
         curvature_rate: ρ's floor.
         curvature_trust: t₀, how many steps' worth of averaging h₀ counts; None takes one pass over the data.
@@ -53,6 +54,7 @@ class VariationalNewton(Engine):
         batches: int,
         curvature: Tensor,
         learning_rate: float | None = None,
+        wander: float = 0.5,
         momentum: float = 0.9,
         curvature_rate: float = 1e-3,
         curvature_trust: float | None = None,
@@ -66,11 +68,12 @@ class VariationalNewton(Engine):
             )
         self.batches = batches
         self.learning_rate = learning_rate
+        self.wander = wander
         self.momentum = momentum
         self.curvature_rate = curvature_rate
         self.curvature_trust = batches if curvature_trust is None else curvature_trust
         self.pairs = pairs
-        require_positive(curvature_rate=curvature_rate, curvature_trust=self.curvature_trust)
+        require_positive(wander=wander, curvature_rate=curvature_rate, curvature_trust=self.curvature_trust)
         if learning_rate is not None:
             require_positive(learning_rate=learning_rate)
         if not 0 <= momentum < 1:
@@ -94,7 +97,9 @@ class VariationalNewton(Engine):
     @property
     def initial_rate(self) -> float:
         """α at the start of this temperature."""
-        return min(0.1, self.temperature / self.batches) if self.learning_rate is None else self.learning_rate
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return min(0.1, self.wander * 2 * self.temperature / self.batches)
 
     @property
     def _delta(self) -> Tensor:
@@ -162,6 +167,7 @@ class VariationalNewton(Engine):
         return {
             "engine": self.name,
             "learning_rate": self.learning_rate,
+            "wander": self.wander,
             "momentum": self.momentum,
             "curvature_rate": self.curvature_rate,
             "curvature_trust": self.curvature_trust,

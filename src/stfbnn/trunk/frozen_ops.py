@@ -190,6 +190,10 @@ class FrozenConvolution(torch.autograd.Function):
         return torch.convolution(tangents[0], weight, None, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
+# What keeps its output for its own backward pass, so that a convolution which keeps it too takes no more memory.
+_KEPT_BY_ITS_MAKER = frozenset({"ReluBackward0", "SigmoidBackward0", "TanhBackward0"})
+
+
 def _convolve(
     layer: nn.Conv1d | nn.Conv2d | nn.Conv3d,
     plain: Callable[[Tensor, Tensor, Tensor | None], Tensor],
@@ -199,6 +203,12 @@ def _convolve(
 ) -> Tensor:
     trains = weight.requires_grad or (bias is not None and bias.requires_grad)
     if trains or not (torch.is_grad_enabled() and x.requires_grad) or x.ndim != weight.ndim:
+        return plain(x, weight, bias)
+    # The compiler takes no function with a forward-mode rule, and decides by itself what to keep.
+    if torch.compiler.is_compiling():
+        return plain(x, weight, bias)
+    # PyTorch's own is a little faster, and where x is kept anyway it keeps nothing more.
+    if type(x.grad_fn).__name__ in _KEPT_BY_ITS_MAKER:
         return plain(x, weight, bias)
     padding = _symmetric_padding(layer)
     if padding is None:

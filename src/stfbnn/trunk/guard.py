@@ -96,8 +96,9 @@ class ChangeGuard:
                     ):
                         _examine(owner.name, entry, now)
             for key, child in owner.children:
-                if module._modules.get(key) is not child():
-                    _examine_child(owner.name, key, child(), module._modules.get(key))
+                part = module._modules.get(key)
+                if part is None or part is not child():
+                    _examine_child(owner.name, key, child(), part)
         if dead:
             # Their tensors would otherwise stay in memory.
             self._owners = [owner for owner in self._owners if owner.module() is not None]

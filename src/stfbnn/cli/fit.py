@@ -1,0 +1,200 @@
+"""``stfbnn fit``: stage two, the posterior of the first layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stfbnn.cli import options as opt
+from stfbnn.cli import record as rec
+from stfbnn.cli.output import Output, plain, resumable
+from stfbnn.errors import InputError
+
+HELP = opt.help_text("""
+Make a trained network's first layer Bayesian and infer its posterior (stage two).
+
+RUN is the folder that `stfbnn train` wrote: network, data and the held-out part are taken from it. For a network of your own
+give --model, --checkpoint, --data and --output instead, and held-out data that it has NEVER seen: --val-data, or
+--hold-out with --hold-out-of test. By these the temperature T is chosen; on data that training fitted, the lowest T always
+wins. Without them T = 0.1 is taken, with a warning.
+
+The output folder gets the posterior (some kilobytes; the network itself is not copied), fit.json, which says where network
+and data are, and a checkpoint from which a killed run goes on with the same result.
+
+Examples:
+    stfbnn fit run
+    stfbnn fit run --tau held-out --epochs 20 -o run-20
+    stfbnn fit run --engine bayes-by-backprop --temperature 1 -o run-bbb
+    stfbnn fit --model my_nets:cnn --checkpoint cnn.pth --data mnist/ \\
+        --hold-out 0.2 --hold-out-of test -o bayes
+""")
+
+_INFERENCE = opt.INFERENCE
+
+
+def fit(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="Folder that `stfbnn train` wrote.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the posterior. Default: RUN itself.", show_default=False),
+    ] = None,
+    model: opt.Factory = None,
+    model_args: opt.FactoryArguments = "{}",
+    checkpoint: opt.Checkpoint = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(help="The layer's name, where the first one is not meant.", rich_help_panel=opt.MODEL),
+    ] = None,
+    data: opt.Source = None,
+    kind: opt.Kind = None,
+    target: opt.Target = None,
+    task: opt.Task = None,
+    image_size: opt.ImageSize = None,
+    split: opt.SplitNumber = 0,
+    limit: opt.Limit = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
+    val_data: Annotated[
+        str | None,
+        typer.Option(help="Held-out data from elsewhere; of the same kind.", rich_help_panel=opt.DATA),
+    ] = None,
+    hold_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Share or number of examples that the network has never seen. Default: RUN's.",
+            rich_help_panel=opt.DATA,
+            show_default=False,
+        ),
+    ] = None,
+    hold_out_of: Annotated[
+        str,
+        typer.Option(
+            help="train or test: the part to hold out of; `evaluate` leaves it out.", rich_help_panel=opt.DATA
+        ),
+    ] = "train",
+    batch_size: opt.BatchSize = 128,
+    epochs: Annotated[int, typer.Option(help="Passes over the data, for each T.", rich_help_panel=_INFERENCE)] = 10,
+    engine: Annotated[
+        str, typer.Option(help="natural-gradient or bayes-by-backprop.", rich_help_panel=_INFERENCE)
+    ] = "natural-gradient",
+    engine_options: Annotated[
+        str, typer.Option(help="Its settings, as JSON: '{\"learning_rate\": 0.05}'.", rich_help_panel=_INFERENCE)
+    ] = "{}",
+    posterior: Annotated[str, typer.Option(help="Family: mean-field.", rich_help_panel=_INFERENCE)] = "mean-field",
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            help="rms, pretrained, empirical-bayes, or a standard deviation. Default: rms, for embeddings pretrained.",
+            rich_help_panel=_INFERENCE,
+            show_default=False,
+        ),
+    ] = None,
+    likelihood: Annotated[
+        str, typer.Option(help="auto, categorical or gaussian.", rich_help_panel=_INFERENCE)
+    ] = "auto",
+    temperature: Annotated[
+        str | None,
+        typer.Option(
+            help="T, a number or held-out. Default: held-out where data are held out, else 0.1.",
+            rich_help_panel=_INFERENCE,
+            show_default=False,
+        ),
+    ] = None,
+    tau: Annotated[
+        str,
+        typer.Option(help="Temperature of the prediction, a number or held-out.", rich_help_panel=_INFERENCE),
+    ] = "1",
+    early_stop: Annotated[
+        str | None,
+        typer.Option(help="nll or free-energy, on the held-out data.", rich_help_panel=_INFERENCE),
+    ] = None,
+    patience: Annotated[int, typer.Option(help="Epochs without gain.", rich_help_panel=_INFERENCE)] = 3,
+    samples: Annotated[int, typer.Option(help="Posterior draws of a held-out score.", rich_help_panel=_INFERENCE)] = 32,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    resume: opt.Resume = True,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Parse, put network and data together, infer, save, print."""
+    from stfbnn.artifact import save  # noqa: PLC0415 - it imports torch, which takes seconds
+    from stfbnn.artifact_files import check_target  # noqa: PLC0415
+    from stfbnn.cli import sources, stage_two  # noqa: PLC0415
+    from stfbnn.files import write_json  # noqa: PLC0415
+    from stfbnn.inference.fit import fit as run_inference  # noqa: PLC0415
+    from stfbnn.network import bayesianize, parameter_counts  # noqa: PLC0415
+
+    out = Output(as_json)
+    folder = output or run
+    if folder is None:
+        raise InputError("say where to put the posterior with --output")
+    request = stage_two.Request(
+        run=run,
+        checkpoint=checkpoint,
+        factory=model,
+        arguments=opt.parse_object("--model-args", model_args),
+        data=opt.data_choice(data, kind, target, task, image_size, split, limit),
+        val_data=val_data,
+        share=None if hold_out is None else opt.parse_share("--hold-out", hold_out),
+        share_of=hold_out_of,
+        mean=opt.parse_numbers("--mean", mean),
+        std=opt.parse_numbers("--std", std),
+        seed=seed,
+    )
+    # Of any type, for the library checks what they say, and its message is the better one.
+    chosen: dict[str, Any] = {
+        "temperature": opt.parse_number_or_word("--temperature", temperature, ("held-out",)),
+        "predictive_temperature": opt.parse_number_or_word("--tau", tau, ("held-out",)),
+        "early_stop": early_stop,
+        "engine_options": opt.parse_object("--engine-options", engine_options),
+    }
+    chosen_prior = opt.parse_number_or_word("--prior", prior, ("rms", "pretrained", "empirical-bayes"))
+    chosen_device = opt.pick_device(device)
+    check_target(folder / rec.POSTERIOR, overwrite=True)
+
+    ready = stage_two.prepare(request, out.note)
+    if resume:
+        ready.record.refuse_other(folder / rec.FIT_RECORD)
+    out.note(ready.summary())
+    network = ready.network.to(chosen_device)
+    example = next(iter(sources.batches(ready.example, ready.record, len(ready.example))))[0].to(chosen_device)
+    bnn = bayesianize(network, example, layer=layer, posterior=posterior, prior=chosen_prior)
+    ready.record.write(folder / rec.FIT_RECORD)
+    state = folder / rec.FIT_CHECKPOINT
+    with resumable(state):
+        result = run_inference(
+            bnn,
+            sources.batches(ready.train, ready.record, batch_size, shuffle=True),
+            epochs=epochs,
+            engine=engine,
+            likelihood=likelihood,
+            seed=seed,
+            val_loader=None if ready.held_out is None else sources.batches(ready.held_out, ready.record, batch_size),
+            patience=patience,
+            val_samples=samples,
+            checkpoint=state,
+            resume=resume,
+            **chosen,
+        )
+    posterior_folder = save(bnn, folder / rec.POSTERIOR, overwrite=True)
+    write_json(folder / rec.FIT_HISTORY, plain(result.as_dict()))
+    counts = parameter_counts(bnn)
+    out.show(result.table())
+    out.show(
+        f"\nLayer {bnn.layer_name or '(the model itself)'}: {counts['random']:,} of {counts['total']:,} parameters are "
+        f"random, T = {result.temperature:g}, τ = {result.predictive_temperature:.3g}."
+        f"\nThe posterior is in {posterior_folder}; go on with: stfbnn evaluate {folder}"
+    )
+    out.finish(
+        {
+            "output": folder,
+            "posterior": posterior_folder,
+            "layer": bnn.layer_name,
+            "random_parameters": counts["random"],
+            "parameters": counts["total"],
+            **result.as_dict(),
+        }
+    )

@@ -1,0 +1,84 @@
+"""What a command says: results on standard output, all else on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Where no terminal says how wide it is, a table is not squeezed.
+_WIDTH = 160
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during work that can be gone on with; its text says how."""
+
+
+class Output:
+    """Where one command writes.
+
+    Args:
+        as_json: Print one JSON object at the end and nothing else to standard output.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def note(self, text: str) -> None:
+        """Say what is being done, on standard error."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def show(self, what: Table | str) -> None:
+        """Print a part of the result for a person; nothing with ``--json``."""
+        if self._as_json:
+            return
+        from rich.console import Console  # noqa: PLC0415 - slow, not needed for --help
+
+        console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+        if isinstance(what, str):
+            # Not wrapped: paths are copied from it.
+            console.print(what, markup=False, soft_wrap=True)
+        else:
+            console.print(what)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Print the result for a program, with ``--json``."""
+        if self._as_json:
+            sys.stdout.write(json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+
+
+def complain(text: str) -> None:
+    """Write a line to standard error."""
+    sys.stderr.write(f"{text}\n")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: NaN and infinities, which JSON has not, become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+@contextmanager
+def resumable(checkpoint: Path) -> Iterator[None]:
+    """Let Ctrl-C say from where the work goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not checkpoint.exists():
+            raise
+        raise Interrupted(
+            f"interrupted; the run resumes from {checkpoint} when the same command is run again"
+        ) from error

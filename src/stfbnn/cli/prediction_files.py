@@ -1,0 +1,112 @@
+"""Predictions as files: one row an example, in csv, JSON lines, parquet or a numpy archive."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stfbnn.errors import InputError
+from stfbnn.files import atomic_path
+from stfbnn.predictive import CategoricalPrediction, GaussianPrediction, Prediction
+
+SUFFIXES = (".csv", ".jsonl", ".parquet", ".npz")
+# The columns whose means are worth a line.
+SUMMARISED = ("confidence", "entropy", "aleatoric", "epistemic", "std")
+
+Columns = dict[str, NDArray[Any]]
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a file whose kind is not known, or cannot be written here, before anything long begins.
+
+    Raises:
+        InputError: Says what is known.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"--output must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, but it is {str(path)!r}")
+    if path.suffix.lower() == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401, PLC0415 - optional
+        except ImportError as error:
+            raise InputError("writing parquet needs pyarrow: pip install 'stfbnn[data]'; or write .csv") from error
+
+
+def columns_of(prediction: Prediction, classes: Sequence[str] | None) -> Columns:
+    """A prediction as named columns of equal length.
+
+    Args:
+        prediction: One class, or one or more numbers, an example.
+        classes: Names of the classes; None for their numbers.
+
+    Raises:
+        InputError: The prediction has several positions an example.
+    """
+    if isinstance(prediction, CategoricalPrediction) and prediction.log_probs.ndim == 2:
+        probs = prediction.probs.numpy()
+        names = list(classes) if classes is not None else [str(index) for index in range(probs.shape[1])]
+        return {
+            "class": np.array(names)[prediction.labels.numpy()],
+            "confidence": prediction.confidence.numpy(),
+            "entropy": prediction.entropy.numpy(),
+            "aleatoric": prediction.aleatoric.numpy(),
+            "epistemic": prediction.epistemic.numpy(),
+            **{f"probability_{name}": probs[:, index] for index, name in enumerate(names)},
+        }
+    if isinstance(prediction, GaussianPrediction) and prediction.mean.ndim <= 2:
+        columns: Columns = {}
+        figures = {
+            "mean": prediction.mean,
+            "std": prediction.std,
+            "aleatoric_std": prediction.aleatoric.sqrt(),
+            "epistemic_std": prediction.epistemic.sqrt(),
+        }
+        for name, values in figures.items():
+            table = values.reshape(len(prediction), -1).numpy()
+            for index in range(table.shape[1]):
+                columns[name if table.shape[1] == 1 else f"{name}_{index}"] = table[:, index]
+        return columns
+    raise InputError("predictions with several positions an example have no table; use stfbnn.predict from Python")
+
+
+def write(columns: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Write columns to a file that appears whole or not at all.
+
+    Raises:
+        InputError: The suffix is not known.
+    """
+    check_suffix(path)
+    kind = path.suffix.lower()
+    with atomic_path(path) as temporary:
+        if kind == ".csv":
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows(_rows(columns))
+        elif kind == ".jsonl":
+            with temporary.open("w", encoding="utf-8") as file:
+                for row in _rows(columns):
+                    file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
+        elif kind == ".npz":
+            with temporary.open("wb") as stream:
+                arrays: dict[str, Any] = dict(columns)
+                np.savez(stream, **arrays)
+        else:
+            _write_parquet(columns, temporary)
+
+
+def _rows(columns: Mapping[str, NDArray[Any]]) -> Any:
+    # Plain Python values: the shortest decimals that give the same float again.
+    return zip(*(values.tolist() for values in columns.values()), strict=True)
+
+
+def _write_parquet(columns: Mapping[str, NDArray[Any]], path: Path) -> None:
+    import pyarrow as pa  # noqa: PLC0415 - optional
+    import pyarrow.parquet as pq  # noqa: PLC0415 - optional
+
+    pq.write_table(pa.table({name: pa.array(values.tolist()) for name, values in columns.items()}), path)
