@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from stfbnn.errors import InputError, LayerError
-from stfbnn.locate import FirstLayer, locate_first_layer, parametric_leaves, unwrap
+from stfbnn.locate import FirstLayer, locate_first_layer, parametric_leaves
+from stfbnn.wrappers import unwrap
 
 IMAGES = torch.zeros(2, 3, 8, 8)
 

@@ -24,12 +24,13 @@ from stfbnn.batches import Inputs, OutputFunction, as_inputs, module_device
 from stfbnn.description import ModelDescription, stand_in
 from stfbnn.errors import ArtifactError, InputError, StfbnnError
 from stfbnn.likelihood import Likelihood, build_likelihood
-from stfbnn.locate import FirstLayer, unwrap
+from stfbnn.locate import FirstLayer
 from stfbnn.model_card import check_metrics, model_card
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import Posterior, PosteriorFamily, resolve_family
 from stfbnn.prior import GaussianPrior, Normal
 from stfbnn.trunk import fingerprint
+from stfbnn.wrappers import unwrap
 
 
 def save(

@@ -23,6 +23,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from stfbnn.batches import Inputs, as_inputs, call_model, tensors_of
 from stfbnn.errors import InputError, LayerError
 from stfbnn.randomness import seeded
+from stfbnn.wrappers import unwrap
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _NORMALISATION_NAME = re.compile(r"(Batch|Layer|Group|Instance|RMS|Response)Norm(\dd)?$")
@@ -48,37 +49,6 @@ class FirstLayer:
     calls: int
     tied: tuple[str, ...]
     skipped: tuple[str, ...]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Take a model out of what it is wrapped in, however deep.
-
-    Known are ``DataParallel``, ``DistributedDataParallel``, what ``torch.compile`` returns and what Lightning
-    Fabric's ``setup`` returns (by either of the two package names that it ships under).
-
-    Args:
-        model: A module, wrapped or plain.
-
-    Returns:
-        The plain module, which shares everything with the wrapped one.
-
-    Raises:
-        InputError: ``model`` is not a module.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, but it is a {type(model).__name__}")
-    while True:
-        inner: Any = None
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        # The compiler's and Fabric's classes are known by their marks: importing either is slow or optional.
-        elif type(model).__name__ == "OptimizedModule" and "_orig_mod" in model._modules:
-            inner = model._orig_mod
-        elif type(model).__name__ == "_FabricModule" and "_forward_module" in model._modules:
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def locate_first_layer(model: nn.Module, example_inputs: Any, layer: str | None = None) -> FirstLayer:

@@ -14,12 +14,13 @@ from stfbnn.batches import Inputs, OutputFunction, as_inputs, call_model, module
 from stfbnn.description import ModelDescription, describe_inputs
 from stfbnn.errors import InputError, LayerError, NotFittedError
 from stfbnn.likelihood import Likelihood
-from stfbnn.locate import FirstLayer, locate_first_layer, unwrap
+from stfbnn.locate import FirstLayer, locate_first_layer
 from stfbnn.posterior import ParameterLayout, Posterior, PosteriorFamily, resolve_family
 from stfbnn.prior import GaussianPrior, Normal, PriorLike, resolve_prior
 from stfbnn.provenance import Provenance, attached
 from stfbnn.randomness import generator
 from stfbnn.trunk import ChangeGuard, FoldingReport, apply_first_layer_affine, fingerprint, fold, shared_copy
+from stfbnn.wrappers import unwrap
 
 Weights = Literal["sample", "mean"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import stfbnn.inference.engines as engines
 from core_models import loader, mlp
 from stfbnn.errors import InputError
+from stfbnn.inference import engines
 from stfbnn.inference.engine import Engine, cosine_decay
 from stfbnn.inference.fit import fit
 from stfbnn.inference.survey import survey
@@ -44,7 +44,7 @@ def linear_regression() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     ("engine", "options", "epochs", "tolerance"),
     [
         # 10,000 antithetic pairs: the curvature's standard error is about 1.4 %, that of σ half of it.
-        ("natural-gradient", {"curvature_rate": 1e-4, "pairs": 8, "learning_rate": 0.05}, 25, 0.01),
+        ("natural-gradient", {"curvature_rate": 1e-4, "draws": 16, "learning_rate": 0.05}, 25, 0.01),
         ("bayes-by-backprop", {"learning_rate": 0.03, "draws": 2}, 50, 0.02),
     ],
 )
@@ -193,7 +193,7 @@ def test_cosine() -> None:
         ("natural-gradient", {"lr": 1.0}, "learning_rate"),
         ("natural-gradient", {"learning_rate": -1.0}, "learning_rate must be positive"),
         ("natural-gradient", {"momentum": 1.0}, "momentum"),
-        ("natural-gradient", {"pairs": 0}, "pairs"),
+        ("natural-gradient", {"draws": 3}, "antithetic"),
         ("bayes-by-backprop", {"learning_rate": float("nan")}, "learning_rate"),
         ("bayes-by-backprop", {"draws": 0}, "draws"),
     ],

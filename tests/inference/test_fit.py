@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from core_models import classification, conv_net, loader, mlp, trained
 from stfbnn.errors import CheckpointError, InputError, ModelChangedError
-from stfbnn.inference.fit import DEFAULT_TEMPERATURE, fit
+from stfbnn.inference.fit import fit
+from stfbnn.inference.options import DEFAULT_TEMPERATURE
 from stfbnn.likelihood import Gaussian
 from stfbnn.network import bayesianize
 from stfbnn.prediction import predict

@@ -96,7 +96,7 @@ def test_wrong_tensors_are_refused() -> None:
     missing = {name: value for name, value in good.items() if name != "loc.bias"}
     with pytest.raises(ArtifactError, match=r"missing \['loc.bias'\]"):
         q.load_tensors(missing)
-    with pytest.raises(ArtifactError, match="log_std.weight"):
+    with pytest.raises(ArtifactError, match=r"log_std\.weight"):
         q.load_tensors({**good, "log_std.weight": torch.zeros(3, 2)})
 
 

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations
 from trunk_networks import ResNet, trained
 
 from stfbnn.errors import LayerError
-from stfbnn.trunk import shared_copy, unwrap
+from stfbnn.trunk import shared_copy
+from stfbnn.wrappers import unwrap
 
 
 def test_shares_storage_and_leaves_the_model_alone():

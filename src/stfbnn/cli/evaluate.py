@@ -77,16 +77,10 @@ def evaluate(
         raise InputError("two --ood have the same last name; rename one of the folders")
     held = sources.held_out_part(record)
     out.note(f"{len(part):,} test examples, {0 if held is None else len(held):,} held out, {samples} posterior draws")
-    _note_seen(out, found, sources.batches(part, record, batch_size))
-
+    held_batches = None if held is None else sources.batches(held, record, batch_size)
+    _note_seen(out, found, sources.batches(part, record, batch_size), held_batches)
     side = side_by_side(
-        contenders(
-            found.model,
-            found.bnn,
-            None if held is None else sources.batches(held, record, batch_size),
-            samples=samples,
-            seed=seed,
-        ),
+        contenders(found.model, found.bnn, held_batches, samples=samples, seed=seed),
         sources.batches(part, record, batch_size),
         {name: sources.batches(replace(other, targets=None), record, batch_size) for name, other in strange.items()},
     )
@@ -113,13 +107,18 @@ def evaluate(
     )
 
 
-def _note_seen(out: Output, found: FittedRun, test: Any) -> None:
-    """Warn of test examples that the network was trained on, where that is known."""
+def _note_seen(out: Output, found: FittedRun, test: Any, held_out: Any) -> None:
+    """Warn of test examples that the network was trained on, or by which T was chosen, where that is known."""
     from stfbnn.provenance import overlap, provenance_of  # noqa: PLC0415 - it imports torch
 
-    if found.bnn.provenance is None:
-        return
     own = provenance_of(test)
-    seen = overlap(own, found.bnn.provenance)
-    if seen:
-        out.note(f"warning: the network was trained on {seen} of the {own.count} test examples; the figures flatter it")
+    trained_on = 0 if found.bnn.provenance is None else overlap(own, found.bnn.provenance)
+    if trained_on:
+        out.note(
+            f"warning: the network was trained on {trained_on} of the {own.count} test examples: figures flatter it"
+        )
+    chosen_by = 0 if held_out is None else overlap(own, provenance_of(held_out))
+    if chosen_by:
+        out.note(
+            f"warning: {chosen_by} of the {own.count} test examples are the held-out ones, by which T and τ were chosen"
+        )

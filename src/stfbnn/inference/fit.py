@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -19,19 +18,20 @@ from stfbnn.errors import InputError
 from stfbnn.inference.engines import build_engine, check_engine
 from stfbnn.inference.held_out import HeldOut
 from stfbnn.inference.history import FitRecord, FitRun, TemperatureTrial
+from stfbnn.inference.options import (
+    TEMPERATURES,
+    EarlyStop,
+    check_held_out_options,
+    generator_state,
+    kept_generator,
+    temperature_schedule,
+)
 from stfbnn.inference.survey import checked_batch, count_examples, length, shared_examples, survey
 from stfbnn.likelihood import Likelihood, LikelihoodLike, resolve_likelihood
 from stfbnn.network import BayesianNetwork
 from stfbnn.progress import progress_bar
 from stfbnn.provenance import Provenance
 from stfbnn.randomness import derive_seed, generator, seeded
-
-# Tried in this order, each warm-started from the one before, until the held-out score got worse twice in a row.
-TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01)
-# Where nothing is held out to choose T: T = 1 is Bayes, but a mean-field posterior over a wide first layer underfits there.
-DEFAULT_TEMPERATURE = 0.1
-
-EarlyStop = Literal["nll", "free-energy"]
 
 
 def fit(
@@ -97,8 +97,8 @@ def fit(
         raise InputError(f"epochs and patience must be at least 1, but they are {epochs} and {patience}")
     if num_examples is not None and num_examples < 1:
         raise InputError(f"num_examples must be at least 1, but it is {num_examples}")
-    schedule = _schedule(temperature, tuple(temperatures), val_loader is not None)
-    _check_held_out_options(predictive_temperature, early_stop, val_loader is not None)
+    schedule = temperature_schedule(temperature, tuple(temperatures), val_loader is not None)
+    check_held_out_options(predictive_temperature, early_stop, val_loader is not None)
     check_engine(engine, engine_options or {})
     bnn.check_unchanged()
     run = _Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress)
@@ -135,7 +135,7 @@ class _Run:
 
     def _first_look(self, likelihood: LikelihoodLike) -> Likelihood:
         # One batch is enough to find most mistakes, before anything long begins. The survey reads the loader anew.
-        with seeded(self.seed, "first-look"), _kept_generator(self.loader):
+        with seeded(self.seed, "first-look"), kept_generator(self.loader):
             batch = next(iter(self.loader), None)
         if batch is None:
             raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
@@ -371,7 +371,7 @@ class _Run:
                 "batches": self.batches,
                 "provenance": self.provenance.to_tensor(),
             },
-            "loader": _generator_state(self.loader),
+            "loader": generator_state(self.loader),
         }
         save_checkpoint(self.checkpoint, state, self.signature)
 
@@ -388,59 +388,3 @@ class _Run:
         own = getattr(self.loader, "generator", None)
         if isinstance(own, torch.Generator) and state["loader"] is not None:
             own.set_state(state["loader"])
-
-
-def _schedule(
-    temperature: float | Literal["held-out"] | None, grid: tuple[float, ...], has_held_out: bool
-) -> tuple[float, ...]:
-    if temperature is None and not has_held_out:
-        warnings.warn(
-            f"no temperature was given and nothing is held out to choose it: T={DEFAULT_TEMPERATURE:g} is taken; pass "
-            f"val_loader= (data that no stage has seen) or temperature=",
-            stacklevel=3,
-        )
-        return (DEFAULT_TEMPERATURE,)
-    if temperature == "held-out" and not has_held_out:
-        raise InputError('temperature="held-out" needs val_loader=, data that no stage has seen')
-    chosen = grid if temperature in (None, "held-out") else (temperature,)
-    values: list[float] = []
-    for value in chosen:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise InputError(f'temperatures must be positive and finite numbers, or "held-out", but one is {value!r}')
-        values.append(float(value))
-    if not values or values != sorted(set(values), reverse=True):
-        raise InputError(f"temperatures must fall from high to low without repetition, but they are {values}")
-    return tuple(values)
-
-
-def _check_held_out_options(
-    predictive_temperature: float | Literal["held-out"], early_stop: EarlyStop | None, has_held_out: bool
-) -> None:
-    if predictive_temperature == "held-out":
-        if not has_held_out:
-            raise InputError('predictive_temperature="held-out" needs val_loader=, data that no stage has seen')
-    elif not isinstance(predictive_temperature, int | float) or not 0 < predictive_temperature < float("inf"):
-        raise InputError(
-            f'predictive_temperature must be positive and finite, or "held-out", but it is {predictive_temperature!r}'
-        )
-    if early_stop is not None:
-        if early_stop not in ("nll", "free-energy"):
-            raise InputError(f'early_stop must be "nll", "free-energy" or None, but it is {early_stop!r}')
-        if not has_held_out:
-            raise InputError("early_stop needs val_loader=, data that no stage has seen")
-
-
-@contextmanager
-def _kept_generator(loader: Iterable[Any]) -> Iterator[None]:
-    """Leave a loader's own generator as it was."""
-    state = _generator_state(loader)
-    try:
-        yield
-    finally:
-        if state is not None:
-            loader.generator.set_state(state)  # type: ignore[attr-defined]
-
-
-def _generator_state(loader: Iterable[Any]) -> torch.Tensor | None:
-    own = getattr(loader, "generator", None)
-    return own.get_state() if isinstance(own, torch.Generator) else None

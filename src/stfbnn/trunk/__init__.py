@@ -1,6 +1,6 @@
 """The user's network as stage two uses it: frozen, sharing the user's tensors, watched, and made fast where that is exact."""
 
-from stfbnn.trunk.copying import shared_copy, unwrap
+from stfbnn.trunk.copying import shared_copy
 from stfbnn.trunk.fingerprint import fingerprint, structure_fingerprint
 from stfbnn.trunk.folding import FirstLayerAffine, FoldingReport, apply_first_layer_affine, fold
 from stfbnn.trunk.frozen_ops import FoldedNorm, FrozenAffine, FrozenConv1d, FrozenConv2d, FrozenConv3d
@@ -20,5 +20,4 @@ __all__ = [
     "fold",
     "shared_copy",
     "structure_fingerprint",
-    "unwrap",
 ]

@@ -13,38 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from stfbnn.errors import LayerError
+from stfbnn.wrappers import unwrap
 
 _Module = TypeVar("_Module", bound=nn.Module)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Take a network out of what was put around it to train or to speed it up.
-
-    Args:
-        model: A network, or one inside DataParallel, DistributedDataParallel, what ``torch.compile`` returns, or what
-            Lightning Fabric's ``setup`` returns, nested in any order.
-
-    Returns:
-        The network itself, the same object for every wrapper around it.
-    """
-    while True:
-        children = model._modules
-        inner: nn.Module | None = None
-        if isinstance(model, DataParallel | DistributedDataParallel):
-            inner = children["module"]
-        elif type(model).__name__ == "OptimizedModule":
-            # By name: importing the class would import the whole compiler.
-            inner = children.get("_orig_mod")
-        elif type(model).__name__ == "_FabricModule":
-            # By name: it exists twice, in lightning_fabric and in lightning.fabric.
-            inner = children.get("_original_module") or children.get("_forward_module")
-        if inner is None:
-            return model
-        model = inner
 
 
 def shared_copy(model: nn.Module) -> nn.Module:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from stfbnn.errors import ModelChangedError
-from stfbnn.trunk.copying import unwrap
 from stfbnn.trunk.fingerprint import raw_bytes
+from stfbnn.wrappers import unwrap
 
 _REMEDY = (
     "The posterior belongs to the network as it was. Call bayesianize again on the network as it is now, or load the "

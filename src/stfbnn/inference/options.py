@@ -1,0 +1,86 @@
+"""What `fit` accepts: its options checked before any work starts, and a loader's own generator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+from stfbnn.errors import InputError
+
+# Tried in this order, each warm-started from the one before, until the held-out score got worse twice in a row.
+TEMPERATURES = (1.0, 0.3, 0.1, 0.03, 0.01)
+# Where nothing is held out to choose T: T = 1 is Bayes, but a mean-field posterior over a wide first layer underfits there.
+DEFAULT_TEMPERATURE = 0.1
+
+EarlyStop = Literal["nll", "free-energy"]
+
+
+def temperature_schedule(
+    temperature: float | Literal["held-out"] | None, grid: tuple[float, ...], has_held_out: bool
+) -> tuple[float, ...]:
+    """The temperatures to run, from high to low.
+
+    Raises:
+        InputError: They are not positive, do not fall, or are to be chosen without held-out data.
+    """
+    if temperature is None and not has_held_out:
+        warnings.warn(
+            f"no temperature was given and nothing is held out to choose it: T={DEFAULT_TEMPERATURE:g} is taken; pass "
+            f"val_loader= (data that no stage has seen) or temperature=",
+            stacklevel=3,
+        )
+        return (DEFAULT_TEMPERATURE,)
+    if temperature == "held-out" and not has_held_out:
+        raise InputError('temperature="held-out" needs val_loader=, data that no stage has seen')
+    chosen = grid if temperature in (None, "held-out") else (temperature,)
+    values: list[float] = []
+    for value in chosen:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise InputError(f'temperatures must be positive and finite numbers, or "held-out", but one is {value!r}')
+        values.append(float(value))
+    if not values or values != sorted(set(values), reverse=True):
+        raise InputError(f"temperatures must fall from high to low without repetition, but they are {values}")
+    return tuple(values)
+
+
+def check_held_out_options(
+    predictive_temperature: float | Literal["held-out"], early_stop: EarlyStop | None, has_held_out: bool
+) -> None:
+    """Refuse a predictive temperature or a way of stopping early that is unknown or needs held-out data.
+
+    Raises:
+        InputError: Says which.
+    """
+    if predictive_temperature == "held-out":
+        if not has_held_out:
+            raise InputError('predictive_temperature="held-out" needs val_loader=, data that no stage has seen')
+    elif not isinstance(predictive_temperature, int | float) or not 0 < predictive_temperature < float("inf"):
+        raise InputError(
+            f'predictive_temperature must be positive and finite, or "held-out", but it is {predictive_temperature!r}'
+        )
+    if early_stop is not None:
+        if early_stop not in ("nll", "free-energy"):
+            raise InputError(f'early_stop must be "nll", "free-energy" or None, but it is {early_stop!r}')
+        if not has_held_out:
+            raise InputError("early_stop needs val_loader=, data that no stage has seen")
+
+
+@contextmanager
+def kept_generator(loader: Iterable[Any]) -> Iterator[None]:
+    """Leave a loader's own generator as it was."""
+    state = generator_state(loader)
+    try:
+        yield
+    finally:
+        if state is not None:
+            loader.generator.set_state(state)  # type: ignore[attr-defined]
+
+
+def generator_state(loader: Iterable[Any]) -> torch.Tensor | None:
+    """The state of a loader's own generator; None where it draws from the global one."""
+    own = getattr(loader, "generator", None)
+    return own.get_state() if isinstance(own, torch.Generator) else None
