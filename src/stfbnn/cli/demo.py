@@ -11,8 +11,6 @@ from stfbnn.cli import options as opt
 from stfbnn.cli.output import Output
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from stfbnn.demo import DemoResult
 
 HELP = opt.help_text("""
@@ -41,14 +39,15 @@ def demo(
     out = Output(as_json)
     out.note("Loading torch …")
     from stfbnn.cli import showing  # noqa: PLC0415 - they import torch, which takes seconds
-    from stfbnn.demo import DemoSettings, run_demo  # noqa: PLC0415
+    from stfbnn.demo import OUTSIDE, DemoSettings, run_demo  # noqa: PLC0415
 
     settings = DemoSettings(seed=seed)
     if quick:
         settings = DemoSettings(seed, train_epochs=10, fit_epochs=2, temperatures=(0.3, 0.1), samples=8, patches=60)
     result = run_demo(settings, tell=out.note)
     drawn = showing.pictures(result.side, output)
-    out.show(_table(result))
+    out.show(showing.figures_table(result.side, f"{result.counts['test']} test digits", result.parameters))
+    out.show(showing.outside_table(result.side, OUTSIDE))
     out.show(_reading(result))
     out.show("\nPictures:")
     for path in drawn:
@@ -63,31 +62,6 @@ def demo(
             "plots": drawn,
         }
     )
-
-
-def _table(result: DemoResult) -> Table:
-    from stfbnn.demo import OUTSIDE  # noqa: PLC0415 - it imports torch
-    from stfbnn.report import Column, compare, known_column  # noqa: PLC0415
-
-    figures = ("accuracy", "nll", "ece", "brier")
-    columns = (
-        *(known_column(name) for name in figures),
-        Column("auroc_entropy", "OOD by entropy", "higher", 3),
-        Column("auroc_epistemic", "OOD by epistemic part", "higher", 3),
-        Column("parameters", "trainable", None, 0),
-    )
-    outside = result.side.outside[OUTSIDE]
-    rows = {
-        name: {
-            **{figure: getattr(metrics, figure) for figure in figures},
-            "auroc_entropy": outside[name].auroc_entropy,
-            "auroc_epistemic": outside[name].auroc_epistemic,
-            "parameters": result.parameters[name],
-        }
-        for name, metrics in result.side.metrics.items()
-    }
-    title = f"{result.counts['test']} test digits; OOD: AUROC of telling {result.counts[OUTSIDE]} {OUTSIDE} from them"
-    return compare(rows, columns, title).table()
 
 
 def _reading(result: DemoResult) -> str:

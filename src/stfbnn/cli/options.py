@@ -178,8 +178,8 @@ def parse_object(name: str, text: str) -> dict[str, Any]:
     return value
 
 
-def parse_share(name: str, text: str) -> float | int | None:
-    """A share such as 0.1, or a count such as 500; None for 0.
+def parse_share(name: str, text: str) -> float | int:
+    """A share such as 0.1, or a count such as 500; 0 for nothing.
 
     Raises:
         InputError: It is neither.
@@ -188,9 +188,9 @@ def parse_share(name: str, text: str) -> float | int | None:
         value: float | int = int(text) if text.strip().isdecimal() else float(text)
     except ValueError as error:
         raise InputError(f"{name} must be a share such as 0.1 or a number of examples, but it is {text!r}") from error
-    if value == 0:
-        return None
-    if value < 0 or (isinstance(value, float) and not value < 1):
+    if isinstance(value, float) and value == 0:
+        return 0
+    if isinstance(value, float) and not 0 < value < 1:
         raise InputError(f"{name} must be a share in (0, 1) or a number of examples, but it is {text!r}")
     return value
 

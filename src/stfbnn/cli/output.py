@@ -52,7 +52,7 @@ class Output:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Print the result for a program, with ``--json``."""
         if self._as_json:
-            sys.stdout.write(json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(plain(result), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def complain(text: str) -> None:

@@ -21,26 +21,40 @@ from stfbnn.report import (
     uncertainty_histogram,
 )
 
-_CLASSES = ("accuracy", "nll", "brier", "ece", "adaptive_ece", "classwise_ece")
-_NUMBERS = ("rmse", "mean_log_density", "crps", "sharpness", "coverage_50", "coverage_90", "coverage_95")
+# What fits a terminal of 80 characters; the rest is in the JSON.
+_CLASSES = tuple(known_column(name) for name in ("accuracy", "nll", "ece", "brier"))
+_NUMBERS = (
+    *(known_column(name) for name in ("rmse", "mean_log_density", "crps")),
+    Column("coverage_90", "in 90 %", 0.9, 3),
+)
 _OUTSIDE = (
-    Column("auroc_entropy", "AUROC, entropy", "higher"),
-    Column("auroc_epistemic", "AUROC, epistemic", "higher"),
-    Column("fpr_at_95_tpr", "FPR at 95 % TPR", "lower"),
-    Column("confidence", "mean confidence", "lower"),
+    Column("auroc_entropy", "entropy", "higher", 3),
+    Column("auroc_epistemic", "epistemic", "higher", 3),
+    Column("fpr_at_95_tpr", "FPR95", "lower", 3),
+    Column("confidence", "confidence", "lower", 3),
 )
 
 
-def figures_table(side: SideBySide, title: str) -> Table:
-    """The figures on the test data."""
-    first = asdict(next(iter(side.metrics.values())))
-    names = _CLASSES if "accuracy" in first else _NUMBERS
-    return compare(side.metrics, tuple(known_column(name) for name in names), title).table()
+def figures_table(side: SideBySide, title: str, extra: Mapping[str, float] | None = None) -> Table:
+    """The figures on the test data.
+
+    Args:
+        side: The methods.
+        title: What the table is about.
+        extra: For each method the number of its trainable parameters, where that is to be shown.
+    """
+    rows: dict[str, dict[str, Any]] = {name: asdict(metrics) for name, metrics in side.metrics.items()}
+    columns = _CLASSES if all("accuracy" in row for row in rows.values()) else _NUMBERS
+    if extra is not None:
+        rows = {name: {**row, "trainable": extra[name]} for name, row in rows.items()}
+        columns = (*columns, Column("trainable", "trainable", None, 0))
+    return compare(rows, columns, title).table()
 
 
 def outside_table(side: SideBySide, name: str) -> Table:
     """How the methods tell one set of strange examples from the test data."""
-    return compare(_outside(side, name), _OUTSIDE, f"Out of distribution: {name}").table()
+    title = f"Out of distribution: {name} (AUROC by entropy, by its epistemic part)"
+    return compare(_outside(side, name), _OUTSIDE, title).table()
 
 
 def pictures(side: SideBySide, folder: Path) -> list[Path]:

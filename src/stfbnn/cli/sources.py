@@ -170,7 +170,10 @@ def held_out_part(record: Record) -> Split | None:
         InputError: The data are no longer what they were.
     """
     if record.val_data is not None:
-        return read_like(record, record.val_data)
+        held = read_like(record, record.val_data)
+        if digest(held) != record.held_out_digest:
+            raise InputError(f"the held-out data {record.val_data.source} are no longer those that T was chosen on")
+        return held
     if record.hold_out is None:
         return None
     sources = divide(read(record.data), record.hold_out)
@@ -184,10 +187,13 @@ def require_same(sources: Sources, record: Record) -> None:
     Raises:
         InputError: They differ.
     """
-    if digest(sources.train) != record.train_digest:
+    same = digest(sources.train) == record.train_digest
+    if record.val_data is None and record.held_out_digest is not None and sources.held_out is not None:
+        same = same and digest(sources.held_out) == record.held_out_digest
+    if not same:
         raise InputError(
-            f"the training data are not those of the earlier stage (of {record.data.source}); with other data the "
-            f"held-out part would not be held out: give the same --data, or train anew"
+            f"the data are not those of the earlier stage (of {record.data.source}); with others the held-out part would "
+            f"not be held out: give the same --data, or train anew"
         )
 
 

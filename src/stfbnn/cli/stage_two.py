@@ -27,7 +27,7 @@ class Request:
         arguments: Of the factory.
         data: The training data; None takes the record's.
         val_data: Held-out data from elsewhere.
-        share: What to hold out; None where nothing was said.
+        share: What to hold out, 0 for nothing; None where nothing was said.
         share_of: "train" or "test".
         mean: For the normalisation; None for the record's, or the data's own.
         std: Likewise.
@@ -118,9 +118,9 @@ def _foreign(request: Request, tell: Callable[[str], None]) -> Ready:
         raise InputError(
             "give RUN, the folder of `stfbnn train`; or, for a network of your own, --model, --checkpoint and --data"
         )
-    if request.val_data is not None and request.share is not None:
+    if request.val_data is not None and request.share:
         raise InputError("give --val-data or --hold-out, not both")
-    held = None if request.share is None else rec.HoldOut(request.share, request.seed, request.share_of)
+    held = rec.HoldOut(request.share, request.seed, request.share_of) if request.share else None
     parts = sources.divide(sources.read(request.data), held)
     network, given = networks.build(request.factory, request.arguments, sources.offered(parts))
     networks.load_weights(network, request.checkpoint)
@@ -171,6 +171,8 @@ def _held_out_before(request: Request, done: rec.HoldOut | None) -> rec.HoldOut 
     """What stage one held out; only that, or a share of the test part, is unseen."""
     if request.share is None or (done is not None and (request.share, request.share_of) == (done.share, done.part)):
         return done
+    if done is None and request.share == 0:
+        return None
     if done is None and request.share_of == "test":
         return rec.HoldOut(request.share, request.seed, "test")
     told = "nothing" if done is None else f"{done.share} with seed {done.seed}"

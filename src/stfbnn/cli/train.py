@@ -90,7 +90,7 @@ def train(
     if choice is None or model is None:
         raise InputError("say what to train on with --data: a file, a folder, or 'digits'")
     share = opt.parse_share("--hold-out", hold_out)
-    held = None if share is None else rec.HoldOut(share, seed)
+    held = rec.HoldOut(share, seed) if share else None
     arguments = opt.parse_object("--model-args", model_args)
     numbers = opt.parse_numbers("--mean", mean), opt.parse_numbers("--std", std)
     # Of any type, for the library checks what they say, and its message is the better one.

@@ -45,9 +45,11 @@ class BayesByBackprop(Engine):
         self._adam.zero_grad(set_to_none=True)
         total = 0.0
         for _ in range(self.draws):
-            value = loss(self.posterior.draw(self.noise(generator))) / self.draws
-            value.backward()  # type: ignore[no-untyped-call]
-            total += float(value.detach())
+            weights = self.posterior.draw(self.noise(generator))
+            value, gradient = loss(weights.detach())
+            # The chain rule through w = draw(ε), with the network's part already computed.
+            weights.backward(gradient / self.draws)  # type: ignore[no-untyped-call]
+            total += value / self.draws
         divergence = self.posterior.kl(self.prior) * (self.temperature / self.num_examples)
         divergence.backward()  # type: ignore[no-untyped-call]
         for group in self._adam.param_groups:

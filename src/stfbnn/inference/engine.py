@@ -14,8 +14,8 @@ from stfbnn.errors import InputError
 from stfbnn.posterior import Posterior
 from stfbnn.prior import GaussianPrior
 
-# The minibatch's mean negative log-likelihood in nats per example at one weight vector (d,).
-Loss = Callable[[Tensor], Tensor]
+# At one weight vector (d,): the minibatch's mean negative log-likelihood in nats per example, and its gradient (d,).
+Loss = Callable[[Tensor], tuple[float, Tensor]]
 
 
 class Engine(ABC):

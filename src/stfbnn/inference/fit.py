@@ -18,6 +18,7 @@ from stfbnn.errors import InputError
 from stfbnn.inference.engines import build_engine, check_engine
 from stfbnn.inference.held_out import HeldOut
 from stfbnn.inference.history import FitRecord, FitRun, TemperatureTrial
+from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.inference.options import (
     TEMPERATURES,
     EarlyStop,
@@ -260,15 +261,8 @@ class _Run:
             for batch in self.loader:
                 inputs, target = checked_batch(batch, self.target_key)
                 inputs, target = to_device(inputs, bnn.device), target.to(bnn.device)
-                step_weight = max(1 / (1 + self.batches * (self.epoch + 1)), 0.01)
-
-                def loss(
-                    vector: torch.Tensor, inputs: Any = inputs, target: Any = target, w: float = step_weight
-                ) -> Any:
-                    outputs = bnn.outputs(vector, inputs)
-                    self.likelihood.update(outputs.detach(), target, w)
-                    return -self.likelihood.log_prob(outputs, target).mean()
-
+                weight = max(1 / (1 + self.batches * (self.epoch + 1)), 0.01)
+                loss = MinibatchLoss(bnn, self.likelihood, inputs, target, noise_weight=weight)
                 nll = self.engine.step(loss, noise)
                 if not nll < float("inf"):
                     raise InputError(

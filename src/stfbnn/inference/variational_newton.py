@@ -119,12 +119,10 @@ class VariationalNewton(Engine):
         noise = torch.zeros_like(std)
         for index in range(self.draws):
             noise = -noise if index % 2 else self.noise(generator)
-            weights = (self._loc + std * noise).requires_grad_()
-            value = loss(weights)
-            (fresh,) = torch.autograd.grad(value, weights)
+            value, fresh = loss(self._loc + std * noise)
             gradient += fresh / self.draws
             product += fresh * noise / self.draws
-            total += float(value.detach()) / self.draws
+            total += value / self.draws
         with torch.no_grad():
             self._update(gradient, product / std)
         return total
