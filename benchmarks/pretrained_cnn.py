@@ -23,8 +23,8 @@ from stfbnn.predictive import CategoricalPrediction
 
 BATCH, EPOCHS, MEAN, STD = 256, 2, 0.1307, 0.3081
 TEMPERATURES = (1.0, 0.3, 0.1)
-# 320 random weights bear larger steps than a wide layer does, and so converge in two passes over the data.
 OUTSIDE = 5000
+# 320 random weights bear larger steps than a wide layer does, and so converge in two passes over the data.
 ENGINE = {"wander": 5.0}
 
 
