@@ -288,7 +288,7 @@ class Counting(nn.Module):
         self.in_place += 1
         self.replaced = self.replaced + 1
         random.random()
-        noise = torch.rand(()) + float(np.random.rand())  # noqa: NPY002
+        noise = torch.rand(()) + float(np.random.rand())
         return self.head(nn.functional.dropout(self.embed(x), 0.5)) + noise
 
 
@@ -302,7 +302,7 @@ def test_leaves_model_and_random_states_untouched() -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
 
     assert parametric_leaves(model, torch.arange(5)) == ["embed", "head"]
     with pytest.raises(InputError):
@@ -316,7 +316,7 @@ def test_leaves_model_and_random_states_untouched() -> None:
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     assert sum(hooks) == 1
     assert random.getstate() == states[0]
-    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], states[1])
     assert torch.equal(torch.get_rng_state(), states[2])
 
 

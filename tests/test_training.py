@@ -246,7 +246,7 @@ def test_the_same_seed_gives_the_same_run_and_global_generators_are_left_alone()
 def test_every_epoch_draws_anew():
     class Spy(list):
         def __iter__(self):
-            self.draws.append((float(torch.rand(())), float(np.random.rand()), random.random()))  # noqa: NPY002
+            self.draws.append((float(torch.rand(())), float(np.random.rand()), random.random()))
             return super().__iter__()
 
     loader = Spy([labelled()])

@@ -39,7 +39,7 @@ class Noisy(Dataset):
         self.drawn += 1
         if self.drawn == self.stop_at:
             self.stop()
-        noise = random.random() + np.random.random() + torch.rand(())  # noqa: NPY002
+        noise = random.random() + np.random.random() + torch.rand(())
         return self.inputs[index] + self.noise * noise, self.targets[index]
 
 

@@ -108,6 +108,20 @@ def load_checkpoint(path: str | os.PathLike[str], signature: Mapping[str, Any]) 
     return state
 
 
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read one checkpoint whatever run it belongs to, without looking at its predecessor.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    source = Path(path)
+    damage = _damage(source)
+    if damage is not None:
+        raise CheckpointError(f"the checkpoint {source} is damaged ({damage}); {source.name}.previous may be whole")
+    state: dict[str, Any] = _read(source)["state"]
+    return state
+
+
 def previous_path(path: str | os.PathLike[str]) -> Path:
     """Where the checkpoint before the one at ``path`` is kept."""
     target = Path(path)

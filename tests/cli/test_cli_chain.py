@@ -301,6 +301,26 @@ def test_mistakes_end_in_one_line_and_exit_code_1(arguments, message, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_temperatures_to_try_can_be_said(trained, tmp_path):
+    said = run_json("fit", trained[0], "-o", tmp_path, "--epochs", 1, "--temperatures", "0.5,0.2", "--samples", 2)
+    assert [trial["temperature"] for trial in said["trials"]] == [0.5, 0.2]
+    assert "from high to low" in run("fit", trained[0], "-o", tmp_path, "--temperatures", "0.2,0.5", code=1).stderr
+
+
+def test_held_out_data_that_changed_are_refused(trained, tmp_path):
+    _, rest, held = digits()
+    values = held.stored.numpy().copy()
+    np.savez(tmp_path / "val.npz", x=values, y=held.targets.numpy())
+    fast = ["--epochs", 1, "--temperatures", "0.2", "--samples", 2]
+    run("fit", trained[0], "-o", tmp_path / "f", "--val-data", tmp_path / "val.npz", *fast)
+    assert "STF-BNN" in run_json("evaluate", tmp_path / "f", "--samples", 2)["methods"]
+    np.savez(tmp_path / "val.npz", x=values[:-1], y=held.targets.numpy()[:-1])
+    assert "no longer those that T was chosen on" in run("evaluate", tmp_path / "f", code=1).stderr
+    np.savez(tmp_path / "val.npz", x=rest.stored[:99].numpy(), y=rest.targets[:99].numpy())
+    said = run("fit", trained[0], "-o", tmp_path / "g", "--val-data", tmp_path / "val.npz", *fast, code=1).stderr
+    assert "val_loader is not held out" in said
+
+
 def test_the_librarys_own_refusals_come_through(trained, tmp_path):
     said = run("train", "--data", "digits", "-o", tmp_path / "x", "--optimizer", "magic", code=1).stderr
     assert 'error: optimizer must be "sgd", "adam", "adamw"' in said

@@ -87,11 +87,13 @@ def _reading(result: DemoResult) -> str:
         f"  ECE {'below' if after.ece < scaled.ece else 'above'} and Brier "
         f"{'below' if after.brier < scaled.brier else 'above'} temperature scaling's (lower is better)."
     )
-    best = max(outside[BAYESIAN].auroc_entropy, outside[BAYESIAN].auroc_epistemic or 0.0)
-    found = "better" if best > max(outside[TRAINED].auroc_entropy, outside[SCALED].auroc_entropy) else "no better"
+    than = [
+        f"{'better' if outside[BAYESIAN].auroc_entropy > outside[other].auroc_entropy else 'less well'} than by {name}"
+        for name, other in (("the trained network", TRAINED), ("temperature scaling", SCALED))
+    ]
     lines.append(
-        f"  {OUTSIDE.capitalize()} are told from digits {found} than by the others; mean confidence in them "
-        f"{outside[TRAINED].confidence:.2f} → {outside[BAYESIAN].confidence:.2f}."
+        f"  {OUTSIDE.capitalize()} are told from digits {than[0]} and {than[1]} (AUROC by entropy); mean confidence in "
+        f"them {outside[TRAINED].confidence:.2f} → {outside[BAYESIAN].confidence:.2f}."
     )
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
     lines.append(f"T = {result.fit_run.temperature:g}. {'; '.join(f'{k}: {v}' for k, v in result.side.notes.items())}.")

@@ -104,6 +104,14 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    temperatures: Annotated[
+        str | None,
+        typer.Option(
+            help="What held-out tries, from high to low. Default: 1,0.3,0.1,0.03,0.01, until it gets worse twice.",
+            rich_help_panel=_INFERENCE,
+            show_default=False,
+        ),
+    ] = None,
     tau: Annotated[
         str,
         typer.Option(help="Temperature of the prediction, a number or held-out.", rich_help_panel=_INFERENCE),
@@ -151,6 +159,8 @@ def fit(
         "early_stop": early_stop,
         "engine_options": opt.parse_object("--engine-options", engine_options),
     }
+    if temperatures is not None:
+        chosen["temperatures"] = opt.parse_numbers("--temperatures", temperatures)
     chosen_prior = opt.parse_number_or_word("--prior", prior, ("rms", "pretrained", "empirical-bayes"))
     chosen_device = opt.pick_device(device)
     check_target(folder / rec.POSTERIOR, overwrite=True)

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from stfbnn.checkpoint import _damage, _read
+from stfbnn.checkpoint import read_checkpoint
 from stfbnn.cli.record import WEIGHTS
-from stfbnn.errors import CheckpointError, InputError
+from stfbnn.errors import InputError
 from stfbnn.files import atomic_path
 from stfbnn.provenance import Provenance, attach
 
@@ -186,10 +186,7 @@ def _content(path: Path) -> Any:
 
 
 def _training_state(path: Path) -> Any:
-    damage = _damage(path)
-    if damage is not None:
-        raise CheckpointError(f"the checkpoint {path} is damaged ({damage}); {path.name}.previous may be whole")
-    state = _read(path)["state"]
+    state = read_checkpoint(path)
     if "model" not in state:
         raise InputError(
             f"{path} is a checkpoint of stage two, which holds no network; give the trained network's file"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stfbnn.cli.record import DataChoice, HoldOut, ModelChoice, Record
 from stfbnn.data import DataSet, Split, data_root, hold_out, load, loader, recognise
-from stfbnn.data.csv_table import _header, _table
+from stfbnn.data.csv_table import read_header, read_table
 from stfbnn.data.source import choose_target, find_parts
 from stfbnn.errors import DataError, InputError
 
@@ -252,9 +252,9 @@ def _unlabelled_table(record: Record, choice: DataChoice) -> Split | None:
         return None
     path = _locate(choice.source)
     target = choice.target or record.data.target
-    if not path.is_file() or target in _header(path):
+    if not path.is_file() or target in read_header(path):
         return None
-    table = _table(path, None)
+    table = read_table(path, None)
     if tuple(table.columns) != record.columns:
         raise DataError(
             f"{path} has the columns {table.columns}, but the network was made for {list(record.columns)} (the target "
@@ -287,7 +287,7 @@ def _csv_columns(choice: DataChoice) -> tuple[str, tuple[str, ...]] | None:
         return None
     path = _locate(choice.source)
     file = next(iter(find_parts(path, _CSV)[0])) if path.is_dir() else path
-    header = _header(file)
+    header = read_header(file)
     target = choose_target(header, choice.target, str(file))
     assert target is not None  # noqa: S101 - the last column where no name says it
     return target, tuple(name for name in header if name != target)

@@ -30,7 +30,9 @@ _SAMPLE_LINES = 20
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
+    """One file: the names of its columns without the target, their values (rows, columns), and the target's (rows,)."""
+
     columns: list[str]
     values: Array
     targets: Array | None
@@ -48,13 +50,13 @@ def read(path: Path, options: Options) -> DataSet:
     """
     train_files, test_files = find_parts(path, SUFFIXES) if path.is_dir() else ([path], [])
     train_file = only_file(train_files, "training")
-    header = _header(train_file)
+    header = read_header(train_file)
     target = choose_target(header, options.target, str(train_file))
-    train = _table(train_file, target)
+    train = read_table(train_file, target)
     test: Part | None = None
     if test_files:
         test_file = only_file(test_files, "test")
-        found = _table(test_file, target if target in _header(test_file) else None)
+        found = read_table(test_file, target if target in read_header(test_file) else None)
         if found.columns != train.columns:
             raise DataError(
                 f"{test_file} has the columns {found.columns}, but {train_file.name} has {train.columns} "
@@ -91,7 +93,12 @@ def _delimiter(path: Path) -> str:
     return best
 
 
-def _header(path: Path) -> list[str]:
+def read_header(path: Path) -> list[str]:
+    """The names of the columns, from the first line.
+
+    Raises:
+        DataError: It cannot be read, holds numbers, or names a column twice or not at all.
+    """
     try:
         delimiter = _delimiter(path)
         with _open(path) as stream:
@@ -114,8 +121,13 @@ def _header(path: Path) -> list[str]:
     return names
 
 
-def _table(path: Path, target: str | None) -> _Table:
-    names = _header(path)
+def read_table(path: Path, target: str | None) -> Table:
+    """All rows, with the column ``target`` apart from the others; None where there is no target.
+
+    Raises:
+        DataError: A value is not a finite number, or a row has another length; names the line and the column.
+    """
+    names = read_header(path)
     place = None if target is None else names.index(target)
     columns = [name for name in names if name != target]
     numbers = array("d")
@@ -143,7 +155,7 @@ def _table(path: Path, target: str | None) -> _Table:
         raise DataError(f"{path} cannot be read as text in UTF-8: {error}") from error
     values = np.array(numbers, dtype=np.float64).reshape(count, len(columns))
     check_finite(values, str(path), columns)
-    return _Table(columns, values, None if target is None else as_classes_or_numbers(labels))
+    return Table(columns, values, None if target is None else as_classes_or_numbers(labels))
 
 
 def _open(path: Path) -> TextIO:
