@@ -1,0 +1,166 @@
+"""Write docs/results.md and its figure from the raw results of the benchmarks.
+
+python benchmarks/summary.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from common import RESULTS
+from stfbnn.files import write_text
+from stfbnn.report import save_figure
+
+DOCS = Path(__file__).parents[1] / "docs"
+SHOWN = (
+    ("accuracy", "accuracy"),
+    ("nll", "NLL"),
+    ("ece", "ECE"),
+    ("brier", "Brier"),
+)
+
+
+def read(name: str) -> dict[str, Any]:
+    """One benchmark's raw results."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def spread(runs: list[dict[str, Any]], method: str, key: str) -> str:
+    """Mean ± standard deviation over the seeds."""
+    values = [run["methods"][method][key] for run in runs if key in run["methods"][method]]
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}" if values else ""
+
+
+def quality(runs: list[dict[str, Any]], far: tuple[str, ...]) -> str:
+    """The table of one benchmark."""
+    columns = [*SHOWN, *((f"auroc_entropy_{name}", f"{name}: AUROC by entropy") for name in far)]
+    columns += [(f"auroc_epistemic_{name}", f"{name}: by epistemic part") for name in far]
+    lines = ["| method | " + " | ".join(title for _, title in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method in runs[0]["methods"]:
+        lines.append(f"| {method} | " + " | ".join(spread(runs, method, key) for key, _ in columns) + " |")
+    return "\n".join(lines)
+
+
+def per_seed(runs: list[dict[str, Any]], method: str) -> str:
+    """How far a method is from the network and from temperature scaling, seed by seed."""
+    head = (
+        "| seed | T | τ | NLL, of the network's | ECE, of the network's | accuracy − network's | NLL − temp. scaling's "
+    )
+    lines = [head + "| Brier − temp. scaling's |", "|---" * 8 + "|"]
+    for run in runs:
+        ours, network, scaled = (run["methods"][name] for name in (method, "network", "temperature scaling"))
+        cells = (
+            f"{run['stage_two']['temperature']:g}",
+            f"{run['stage_two']['predictive_temperature']:.2f}" if "τ" in method else "1",
+            f"{ours['nll'] / network['nll']:.3f}",
+            f"{ours['ece'] / network['ece']:.3f}",
+            f"{ours['accuracy'] - network['accuracy']:+.4f}",
+            f"{ours['nll'] - scaled['nll']:+.4f}",
+            f"{ours['brier'] - scaled['brier']:+.4f}",
+        )
+        lines.append(f"| {run['seed']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def trials(runs: list[dict[str, Any]]) -> str:
+    """What was tried on held-out data."""
+    lines = ["| seed | T | free energy at the end | ten epochs before | held-out NLL with τ | τ |", "|---" * 6 + "|"]
+    for run in runs:
+        for trial in run["stage_two"]["trials"]:
+            records = [r for r in run["stage_two"]["history"] if r["temperature"] == trial["temperature"]]
+            before = f"{records[-11]['free_energy']:.4f}" if len(records) > 10 else ""
+            lines.append(
+                f"| {run['seed']} | {trial['temperature']:g} | {records[-1]['free_energy']:.4f} | {before} | "
+                f"{trial['held_out_nll']:.4f} | {trial['predictive_temperature']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def where(content: dict[str, Any]) -> str:
+    """Hardware and command of a run."""
+    found = content["environment"]
+    device = found["gpu"] or f"{found['processor']}, {found['threads']} thread(s)"
+    return f"`{found['command']}` on {device}, torch {found['torch']}."
+
+
+def steps() -> str:
+    """The cost of a step."""
+    files = sorted(RESULTS.glob("step_cost*.json"))
+    lines = ["| batch | step of stage two | median of its ratio to a training step | min to max |", "|---" * 4 + "|"]
+    for file in files:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for name, values in content["step_ratios"].items():
+            lines.append(
+                f"| {content['batch']} | {name} | {values['median']:.3f} | {values['min']:.3f} to {values['max']:.3f} |"
+            )
+    lines += [
+        "",
+        "| batch | rows run at once | bytes kept for the backward pass, of a training step's |",
+        "|---" * 3 + "|",
+    ]
+    for file in files:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        shares = content["saved_shares"]
+        lines.append(f"| {content['batch']} | all | {shares['stage two, whole batch at once']:.3f} |")
+        lines.append(f"| {content['batch']} | {content['chunk']} (what `fit` does) | {shares['stage two']:.3f} |")
+    lines += ["", *(where(json.loads(file.read_text(encoding="utf-8"))) for file in files)]
+    return "\n".join(lines)
+
+
+def seconds(runs: list[dict[str, Any]]) -> str:
+    """Wall time of the stages."""
+    one = [run["stage_one"]["seconds"] for run in runs]
+    two = [run["stage_two"]["seconds"] for run in runs]
+    return f"stage one {np.median(one):.0f} s, stage two with all its temperatures {np.median(two):.0f} s (medians)"
+
+
+def figure(runs: list[dict[str, Any]]) -> Figure:
+    """NLL, ECE and Brier of every method, a point for each seed."""
+    shown = Figure(figsize=(9, 2.8), layout="constrained")
+    axes = shown.subplots(1, 3, sharey=True)
+    methods = list(runs[0]["methods"])
+    for axis, (key, title) in zip(axes, SHOWN[1:], strict=True):
+        for place, method in enumerate(methods):
+            values = [run["methods"][method][key] for run in runs]
+            axis.plot(values, [place] * len(values), "o", color="#0072b2", alpha=0.7)
+            axis.plot(np.mean(values), place, "|", color="black", markersize=16)
+        axis.set_title(f"{title} (lower is better)")
+        axis.set_xlim(left=0)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].invert_yaxis()
+    return shown
+
+
+def main() -> None:
+    """Write the page."""
+    mlp, cnn = read("overfit_mlp"), read("pretrained_cnn")
+    save_figure(figure(mlp["runs"]), DOCS / "figures" / "overfit_mlp.png")
+    template = (Path(__file__).parent / "results.md.in").read_text(encoding="utf-8")
+    parts = {
+        "MLP_TABLE": quality(mlp["runs"], ("kmnist", "inverted", "noise")),
+        "MLP_SEEDS": per_seed(mlp["runs"], "STF-BNN"),
+        "MLP_SEEDS_TAU": per_seed(mlp["runs"], "STF-BNN + τ"),
+        "MLP_TRIALS": trials(mlp["runs"]),
+        "MLP_SECONDS": seconds(mlp["runs"]),
+        "MLP_WHERE": where(mlp),
+        "CNN_TABLE": quality(cnn["runs"], ("kmnist", "fashion")),
+        "CNN_SEEDS": per_seed(cnn["runs"], "STF-BNN"),
+        "CNN_SEEDS_TAU": per_seed(cnn["runs"], "STF-BNN + τ"),
+        "CNN_TRIALS": trials(cnn["runs"]),
+        "CNN_WHERE": where(cnn),
+        "STEPS": steps(),
+    }
+    for name, text in parts.items():
+        template = template.replace(f"@{name}@", text)
+    write_text(DOCS / "results.md", template)
+
+
+if __name__ == "__main__":
+    main()
