@@ -52,14 +52,9 @@ def data(name: str) -> Path:
     return root / name
 
 
-def figures(probs: Tensor, log_probs: Tensor, targets: Tensor) -> dict[str, float]:
-    """Accuracy, NLL, Brier and ECE of one method."""
-    return asdict(classification_metrics(probs, log_probs, targets))
-
-
 def figures_of(pred: CategoricalPrediction, targets: Tensor) -> dict[str, float]:
-    """The same, of a prediction."""
-    return figures(pred.probs, pred.log_probs, targets)
+    """Accuracy, NLL, Brier and ECE of a prediction."""
+    return asdict(classification_metrics(pred.probs, pred.log_probs, targets))
 
 
 @torch.no_grad()
@@ -76,6 +71,35 @@ def ood_figures(name: str, inside: CategoricalPrediction, outside: CategoricalPr
     if not inside.at_mean:
         found[f"auroc_epistemic_{name}"] = auroc(inside.epistemic, outside.epistemic)
     return found
+
+
+def contest(
+    model: nn.Module,
+    bnn: stfbnn.BayesianNetwork,
+    tau: float,
+    test: tuple[Tensor, Tensor],
+    outside: Mapping[str, Tensor],
+) -> dict[str, dict[str, float]]:
+    """All figures of the four methods: the network, temperature-scaled by ``tau``, STF-BNN, and STF-BNN with its own τ."""
+
+    def bayesian(x: Tensor, temperature: float | None) -> CategoricalPrediction:
+        pred = stfbnn.predict(bnn, x, predictive_temperature=temperature)
+        assert isinstance(pred, CategoricalPrediction)
+        return pred
+
+    methods: dict[str, dict[str, float]] = {}
+    inputs, targets = test
+    for name, predict in {
+        "network": lambda x: network_predictions(model, x, 1.0),
+        "temperature scaling": lambda x: network_predictions(model, x, tau),
+        "STF-BNN": lambda x: bayesian(x, 1.0),
+        "STF-BNN + τ": lambda x: bayesian(x, None),
+    }.items():
+        inside = predict(inputs)
+        methods[name] = figures_of(inside, targets)
+        for kind, x in outside.items():
+            methods[name] |= ood_figures(kind, inside, predict(x))
+    return methods
 
 
 def write(name: str, runs: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:

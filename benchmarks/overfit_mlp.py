@@ -17,10 +17,9 @@ import torch
 from torch import nn
 
 import stfbnn
-from common import data, figures_of, network_predictions, ood_figures, write
+from common import contest, data, network_predictions, write
 from stfbnn.baselines import fit_temperature
 from stfbnn.data import hold_out, load, loader, normalise
-from stfbnn.predictive import CategoricalPrediction
 
 HELD_OUT, BATCH, STAGE_ONE_EPOCHS, STAGE_TWO_EPOCHS = 10_000, 128, 25, 50
 TEMPERATURES = (1.0, 0.3, 0.1, 0.03)
@@ -70,22 +69,7 @@ def one_seed(seed: int, epochs: int) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - start
 
-    def bayesian(x: torch.Tensor, temperature: float | None) -> CategoricalPrediction:
-        pred = stfbnn.predict(bnn, x, predictive_temperature=temperature)
-        assert isinstance(pred, CategoricalPrediction)
-        return pred
-
-    methods: dict[str, dict[str, float]] = {}
-    for name, predict in {
-        "network": lambda x: network_predictions(model, x, 1.0),
-        "temperature scaling": lambda x: network_predictions(model, x, tau),
-        "STF-BNN": lambda x: bayesian(x, 1.0),
-        "STF-BNN + τ": lambda x: bayesian(x, None),
-    }.items():
-        inside = predict(test_x)
-        methods[name] = figures_of(inside, test_y)
-        for kind, x in outside.items():
-            methods[name] |= ood_figures(kind, inside, predict(x))
+    methods = contest(model, bnn, tau, (test_x, test_y), outside)
     train_nll = stage_one.history[-1].loss
     print(f"seed {seed}: train loss {train_nll:.3f}, network's τ {tau:.2f}", flush=True)
     return {

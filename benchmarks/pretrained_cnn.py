@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 import stfbnn
-from common import data, figures_of, network_predictions, ood_figures, write
+from common import contest, data, network_predictions, write
 from stfbnn.baselines import fit_temperature
 from stfbnn.data import hold_out, load, loader, normalise
-from stfbnn.predictive import CategoricalPrediction
 
 BATCH, EPOCHS, MEAN, STD = 256, 2, 0.1307, 0.3081
 TEMPERATURES = (1.0, 0.3, 0.1)
@@ -87,22 +86,7 @@ def one_seed(seed: int, epochs: int) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - start
 
-    def bayesian(x: torch.Tensor, temperature: float | None) -> CategoricalPrediction:
-        pred = stfbnn.predict(bnn, x, predictive_temperature=temperature)
-        assert isinstance(pred, CategoricalPrediction)
-        return pred
-
-    methods: dict[str, dict[str, float]] = {}
-    for name, predict in {
-        "network": lambda x: network_predictions(model, x, 1.0),
-        "temperature scaling": lambda x: network_predictions(model, x, tau),
-        "STF-BNN": lambda x: bayesian(x, 1.0),
-        "STF-BNN + τ": lambda x: bayesian(x, None),
-    }.items():
-        inside = predict(test_x)
-        methods[name] = figures_of(inside, test_y)
-        for kind, x in outside.items():
-            methods[name] |= ood_figures(kind, inside, predict(x))
+    methods = contest(model, bnn, tau, (test_x, test_y), outside)
     print(f"seed {seed}: network's τ {tau:.2f}, T {run.temperature}, {seconds:.0f} s", flush=True)
     return {
         "seed": seed,

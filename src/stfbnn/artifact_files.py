@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from stfbnn.errors import ArtifactError, InputError
-from stfbnn.files import atomic_path, write_text
+from stfbnn.files import atomic_path, sync_folder, write_text
 
 CONFIG, TENSORS, CARD = "config.json", "posterior.safetensors", "README.md"
 FORMAT = "stfbnn-posterior"
@@ -257,9 +257,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _sync(temporary)
+        sync_folder(temporary)
         _put_in_place(temporary, target, token)
-        _sync(target.parent)
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -292,16 +292,6 @@ def _left_aside(folder: Path) -> str:
 def _write_bytes(path: Path, data: bytes) -> None:
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
-
-
-def _sync(folder: Path) -> None:
-    # Makes names and renames durable; where folders cannot be opened (Windows) the system sees to it.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _refuse_constant(name: str) -> None:

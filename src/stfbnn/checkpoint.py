@@ -10,7 +10,6 @@ whole checkpoint or absent.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -64,7 +63,6 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], sign
             file.write(payload)
         if target.exists() and _damage(target) is None:
             _copy(target, previous_path(target))
-    _sync_folder(target.parent)
 
 
 def load_checkpoint(path: str | os.PathLike[str], signature: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -234,16 +232,6 @@ def _remove_leftovers(path: Path) -> None:
         for entry in path.parent.iterdir():
             if pattern.fullmatch(entry.name):
                 entry.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; where folders cannot be opened (Windows) the system sees to it."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _refuse_folder(path: Path) -> None:
