@@ -104,7 +104,17 @@ def fit(
     bnn.check_unchanged()
     run = _Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress)
     run.prepare_held_out(val_loader, val_samples)
-    run.start(engine, dict(engine_options or {}), epochs, num_examples, checkpoint, resume)
+    choices = {
+        "epochs": epochs,
+        "engine": engine,
+        "engine_options": dict(engine_options or {}),
+        "num_examples": num_examples,
+        "predictive_temperature": predictive_temperature,
+        "early_stop": early_stop,
+        "patience": patience,
+        "val_samples": val_samples,
+    }
+    run.start(choices, checkpoint, resume)
     run.refuse_seen(train_loader, val_loader)
     run.infer(predictive_temperature, early_stop, patience)
     return run.finish()
@@ -153,18 +163,11 @@ class _Run:
                 seed = derive_seed(self.seed, "held-out")
                 self.held_out = HeldOut(self.bnn, loader, self.likelihood, self.target_key, samples, seed)
 
-    def start(
-        self,
-        engine: str,
-        options: dict[str, Any],
-        epochs: int,
-        num_examples: int | None,
-        checkpoint: str | os.PathLike[str] | None,
-        resume: bool,
-    ) -> None:
+    def start(self, choices: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None, resume: bool) -> None:
         """Make the engine, from a checkpoint or from a first pass over the data."""
-        self.checkpoint, self.epochs = checkpoint, epochs
+        self.checkpoint, self.epochs = checkpoint, int(choices["epochs"])
         self.signature = {
+            **choices,
             "layer": self.bnn.layer_name,
             "shapes": [list(shape) for shape in self.bnn.layout.shapes],
             "model": self.bnn.model_fingerprint,
@@ -172,12 +175,12 @@ class _Run:
             "prior": self.bnn.prior_recipe.config(),
             "likelihood": self.likelihood.name,
             "temperatures": list(self.schedule),
-            "epochs": epochs,
             "seed": self.seed,
-            "engine": engine,
-            "engine_options": options,
-            "num_examples": num_examples,
+            "batches": length(self.loader),
+            "held_out": None if self.held_out is None else self.held_out.provenance.digest(),
         }
+        engine, options = str(choices["engine"]), dict(choices["engine_options"])
+        num_examples = choices["num_examples"]
         saved = load_checkpoint(checkpoint, self.signature) if checkpoint is not None and resume else None
         if saved is not None:
             surveyed = saved["survey"]
@@ -255,8 +258,8 @@ class _Run:
         bnn, began = self.bnn, time.perf_counter()
         bnn.check_unchanged()
         noise = generator(self.seed, "noise", self.stage, self.epoch)
-        total = examples = steps = 0.0
-        figures: dict[str, float] = {}
+        total, examples = 0.0, 0
+        kl, mean_std = self._width()
         with seeded(self.seed, "epoch", self.stage, self.epoch):
             for batch in self.loader:
                 inputs, target = checked_batch(batch, self.target_key)
@@ -271,23 +274,23 @@ class _Run:
                     )
                 total += nll * len(target)
                 examples += len(target)
-                steps += 1
-                if steps % 20 == 1:
-                    figures = {"F": nll + figures.get("KL", 0) * temperature / self.num_examples, **figures, "nll": nll}
-                bar.advance(1, **figures)
+                bar.advance(
+                    1, free_energy=nll + temperature / self.num_examples * kl, nll=nll, KL=kl, mean_std=mean_std
+                )
         if bnn.prior.learned:
             bnn.prior.update(bnn.posterior.mean_vector().detach(), bnn.posterior.std_vector().detach())
         self.epoch += 1
-        with torch.no_grad():
-            divergence = float(bnn.posterior.kl(bnn.prior))
-            mean_std = float(bnn.posterior.std_vector().mean())
-        nll, penalty = total / examples, temperature / self.num_examples * divergence
+        kl, mean_std = self._width()
+        nll, penalty = total / examples, temperature / self.num_examples * kl
         held_out = self._watch(early_stop, penalty)
         seconds = time.perf_counter() - began
         self.seconds += seconds
-        record = FitRecord(temperature, self.epoch, nll + penalty, nll, divergence, mean_std, held_out, seconds)
-        self.history.append(record)
-        bar.advance(0, free_energy=record.free_energy, nll=nll, KL=divergence, mean_std=mean_std)
+        self.history.append(FitRecord(temperature, self.epoch, nll + penalty, nll, kl, mean_std, held_out, seconds))
+
+    @torch.no_grad()
+    def _width(self) -> tuple[float, float]:
+        posterior = self.bnn.posterior
+        return float(posterior.kl(self.bnn.prior)), float(posterior.std_vector().mean())
 
     def _watch(self, early_stop: EarlyStop | None, penalty: float) -> float | None:
         if early_stop is None or self.held_out is None:
