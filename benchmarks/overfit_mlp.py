@@ -88,7 +88,6 @@ def main() -> None:
     parser.add_argument("--double", action="store_true", help="twice as many epochs of stage two")
     arguments = parser.parse_args()
     epochs = STAGE_TWO_EPOCHS * (2 if arguments.double else 1)
-    runs = [one_seed(seed, epochs) for seed in arguments.seeds]
     settings = {
         "held_out": HELD_OUT,
         "batch": BATCH,
@@ -97,7 +96,10 @@ def main() -> None:
         "temperatures": TEMPERATURES,
         "samples": 32,
     }
-    write("overfit_mlp_double" if arguments.double else "overfit_mlp", runs, settings)
+    runs = []
+    for seed in arguments.seeds:
+        runs.append(one_seed(seed, epochs))
+        write("overfit_mlp_double" if arguments.double else "overfit_mlp", runs, settings)
 
 
 if __name__ == "__main__":

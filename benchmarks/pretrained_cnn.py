@@ -102,7 +102,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of stage two for each temperature")
     arguments = parser.parse_args()
-    runs = [one_seed(seed, arguments.epochs) for seed in arguments.seeds]
     settings = {
         "batch": BATCH,
         "stage_two_epochs_per_temperature": arguments.epochs,
@@ -110,7 +109,10 @@ def main() -> None:
         "engine_options": ENGINE,
         "samples": 32,
     }
-    write("pretrained_cnn", runs, settings)
+    runs = []
+    for seed in arguments.seeds:
+        runs.append(one_seed(seed, arguments.epochs))
+        write("pretrained_cnn", runs, settings)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,17 @@ def saved_bytes(forward: Callable[[], Tensor], owned: list[Tensor]) -> int:
     return total
 
 
+def convolution_seconds(step: Callable[[], None], repeats: int = 5) -> tuple[float, float]:
+    """Seconds that a step spends in convolutions, forward and backward, and seconds in all (profiled, one after another)."""
+    with torch.profiler.profile() as profile:
+        for _ in range(repeats):
+            step()
+    events = profile.key_averages()
+    inside = sum(event.self_cpu_time_total for event in events if "convolution" in event.key)
+    total = sum(event.self_cpu_time_total for event in events)
+    return inside / repeats / 1e6, total / repeats / 1e6
+
+
 def main() -> None:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,6 +121,12 @@ def main() -> None:
             step()
     rounds = [{name: timed(step) for name, step in steps.items()} for _ in range(arguments.rounds)]
     ratios = {name: sorted(one[name] / one["training"] for one in rounds) for name in steps if name != "training"}
+    floor = None
+    if device.type == "cpu":
+        _, all_of_training = convolution_seconds(training_step)
+        in_convolutions, _ = convolution_seconds(steps["natural gradient, 1 draw"])
+        floor = in_convolutions / all_of_training
+        print(f"one draw's convolutions alone are {floor:.3f} of a training step")
     weights = bnn.posterior.mean_vector().detach().clone().requires_grad_()
     chunk = chunk_rows(images, device)
 
@@ -137,6 +154,7 @@ def main() -> None:
         "environment": environment(),
         "seconds": rounds,
         "step_ratios": summary,
+        "convolutions_alone": floor,
         "saved_bytes": kept,
         "saved_shares": shares,
         "batch": arguments.batch,

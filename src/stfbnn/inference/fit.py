@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -115,7 +114,6 @@ def fit(
         "val_samples": val_samples,
     }
     run.start(choices, checkpoint, resume)
-    run.refuse_seen(train_loader, val_loader)
     run.infer(predictive_temperature, early_stop, patience)
     return run.finish()
 
@@ -162,6 +160,14 @@ class _Run:
             with seeded(self.seed, "held-out"):
                 seed = derive_seed(self.seed, "held-out")
                 self.held_out = HeldOut(self.bnn, loader, self.likelihood, self.target_key, samples, seed)
+            shared = shared_examples(self.loader, loader)
+            if shared:
+                raise InputError(
+                    f"val_loader is not held out: it reads {shared} of the same rows of the same data set as train_loader; "
+                    f"hold data out before stage one"
+                )
+            if self.bnn.provenance is not None:
+                self.held_out.refuse_seen(self.bnn.provenance, "stage one")
 
     def start(self, choices: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None, resume: bool) -> None:
         """Make the engine, from a checkpoint or from a first pass over the data."""
@@ -200,6 +206,8 @@ class _Run:
             }
         self.num_examples, self.batches = int(surveyed["num_examples"]), int(surveyed["batches"])
         self.provenance = Provenance.from_tensor(surveyed["provenance"])
+        if self.held_out is not None:
+            self.held_out.refuse_seen(self.provenance, "train_loader")
         posterior, prior = self.bnn.posterior, self.bnn.prior
         mean = posterior.mean_vector()
         self.engine = build_engine(
@@ -207,24 +215,6 @@ class _Run:
         )
         if saved is not None:
             self._load(saved)
-
-    def refuse_seen(self, train_loader: Iterable[Any], val_loader: Iterable[Any] | None) -> None:
-        """Refuse held-out data that training saw."""
-        if self.held_out is None or val_loader is None:
-            return
-        shared = shared_examples(train_loader, val_loader)
-        if shared:
-            raise InputError(
-                f"val_loader is not held out: it reads {shared} of the same rows of the same data set as train_loader; hold "
-                f"data out before stage one"
-            )
-        seen, where = self.held_out.refuse_seen(self.provenance, self.bnn.provenance)
-        if seen:
-            warnings.warn(
-                f"{seen} of the held-out examples are equal to ones seen by {where}; if they are not chance duplicates, "
-                f"hold data out before stage one",
-                stacklevel=3,
-            )
 
     def infer(
         self,

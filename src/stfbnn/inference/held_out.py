@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,26 +73,29 @@ class HeldOut:
         if isinstance(likelihood, Categorical):
             likelihood.check_targets(first, self._targets)
 
-    def refuse_seen(self, stage_two: Provenance, stage_one: Provenance | None) -> tuple[int, str]:
-        """Count the held-out examples that training saw.
+    def refuse_seen(self, seen: Provenance, where: str) -> None:
+        """Refuse to be held out if training saw these examples; warn of a few, which may be chance duplicates.
 
-        Returns:
-            How many were seen, and by which stage, for a warning.
+        Args:
+            seen: What a stage saw.
+            where: That stage, for the message.
 
         Raises:
             InputError: They are more than duplicates in a data set explain.
         """
-        seen = {"train_loader": overlap(self.provenance, stage_two)}
-        if stage_one is not None:
-            seen["stage one"] = overlap(self.provenance, stage_one)
-        where = max(seen, key=lambda name: seen[name])
-        if seen[where] > MOST_SEEN_SHARE * self.provenance.count:
+        count = overlap(self.provenance, seen)
+        if count > MOST_SEEN_SHARE * self.provenance.count:
             raise InputError(
-                f"val_loader is not held out: {seen[where]} of its {self.provenance.count} examples were seen by {where}. "
-                f"On data that training fitted, the lowest temperature always wins and calibration goes the wrong way; "
-                f"hold data out before stage one"
+                f"val_loader is not held out: {count} of its {self.provenance.count} examples were seen by {where}. On "
+                f"data that training fitted, the lowest temperature always wins and calibration goes the wrong way; hold "
+                f"data out before stage one"
             )
-        return seen[where], where
+        if count:
+            warnings.warn(
+                f"{count} of the held-out examples are equal to ones seen by {where}; if they are not chance duplicates, "
+                f"hold data out before stage one",
+                stacklevel=4,
+            )
 
     def nll(self, predictive_temperature: float = 1.0) -> float:
         """Mean negative log density of the averaged predictive, nats per example."""
