@@ -89,7 +89,7 @@ def main() -> None:
     bnn.to(device, memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(0)
 
-    loss = MinibatchLoss(bnn, stfbnn.Categorical(), images, labels, 1.0)
+    loss = MinibatchLoss(bnn, stfbnn.Categorical(), images, labels)
 
     def stage_two(name: str, **options: Any) -> Callable[[], None]:
         curvature = torch.full((bnn.layout.size,), 1e-2, device=device)

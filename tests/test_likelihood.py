@@ -67,18 +67,17 @@ def test_noise_is_learned_from_residuals() -> None:
     outputs = torch.zeros(20_000, 2)
     targets = torch.randn(20_000, 2) * torch.tensor([0.5, 3.0])
     likelihood = Gaussian()
-    likelihood.begin(outputs[:100], targets[:100])
     for step in range(50):
         part = slice(400 * step, 400 * (step + 1))
-        likelihood.update(outputs[part], targets[part], weight=1 / (step + 1))
+        likelihood.move(likelihood.estimate(outputs[part], targets[part]), weight=1 / (step + 1))
     # The mean of 50 minibatch estimates is the estimate on all data.
     torch.testing.assert_close(likelihood.noise_std, targets.double().square().mean(0).sqrt())
 
 
 def test_a_given_noise_is_kept() -> None:
     likelihood = Gaussian(noise_std=0.1)
-    likelihood.begin(torch.zeros(5), torch.ones(5))
-    likelihood.update(torch.zeros(5), torch.ones(5), 1.0)
+    assert likelihood.estimate(torch.zeros(5), torch.ones(5)) is None
+    likelihood.move(None, 1.0)
     assert float(likelihood.noise_std) == pytest.approx(0.1)
 
 
@@ -96,6 +95,8 @@ def test_auto_and_names() -> None:
     copy = resolve_likelihood(mine, torch.zeros(3))
     assert copy is not mine
     assert copy.config() == mine.config()
+    with pytest.raises(InputError, match="one-hot"):
+        resolve_likelihood("auto", torch.nn.functional.one_hot(LABELS, 4).float())
     with pytest.raises(InputError, match="poisson"):
         resolve_likelihood("poisson", torch.zeros(3))
     rebuilt = build_likelihood("gaussian", {"noise_std": [1.0, 2.0], "learned": True})
@@ -112,6 +113,7 @@ def test_auto_and_names() -> None:
         (LOGITS[:, :1], LABELS, "at least 2 classes"),
         (LOGITS.softmax(1), LABELS, "look like probabilities"),
         (LOGITS * float("nan"), LABELS, "NaN"),
+        (LOGITS, LABELS[:, None], "squeeze"),
         (LOGITS.long(), LABELS, "float outputs"),
     ],
 )

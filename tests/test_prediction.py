@@ -154,6 +154,7 @@ def test_all_forms_of_input() -> None:
     whole = predict(bnn, (a, b), samples=3).probs
     for data in (
         {"a": a, "b": b},
+        {"a": a, "b": b, "labels": y},
         [((a, b), y)],
         [({"a": a, "b": b}, y)],
         [{"a": a, "b": b, "labels": y}],
@@ -207,6 +208,7 @@ def test_bad_input_is_refused() -> None:
         (torch.zeros(0, 6), "positive"),
         ([(X, X, X)], "pair"),
         ("text", "tensor"),
+        (X.numpy(), "as_tensor"),
         (3, "iterable"),
     ):
         with pytest.raises(InputError, match=message):
@@ -227,7 +229,7 @@ def test_bad_input_is_refused() -> None:
 def test_probabilities_for_logits_are_refused() -> None:
     bnn = ready(nn.Sequential(mlp(), nn.Softmax(1)), X[:2])
     with pytest.raises(InputError, match="look like probabilities"):
-        predict(bnn, X)
+        fit(bnn, [(X, torch.zeros(70).long())], temperature=1.0)
     bnn.likelihood = Categorical("probabilities")
     plain = ready(mlp(), X[:2])
     torch.testing.assert_close(predict(bnn, X).probs, predict(plain, X).probs, atol=1e-6, rtol=0)

@@ -174,7 +174,9 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def rechunk(batches: Iterable[Inputs], size: int) -> Iterator[Inputs]:
-    """Cut a stream of batches anew into batches of ``size`` rows (the last may be smaller).
+    """Cut a stream of batches anew into batches of ``size`` rows; the last may be smaller, or larger by one row.
+
+    A single row is not left over, for many models squeeze their outputs and would take it for no batch at all.
 
     What comes out depends on the rows and on ``size`` alone, not on how the rows came in; except that batches whose
     rows differ in shape (sequences padded batch by batch) are not joined.
@@ -187,14 +189,14 @@ def rechunk(batches: Iterable[Inputs], size: int) -> Iterator[Inputs]:
             waiting, count = [], 0
         waiting.append(batch)
         count += batch_size(batch)
-        if count < size:
+        if count <= size + 1:
             continue
-        joined = concatenate(waiting)
-        full = count - count % size
-        for start in range(0, full, size):
+        joined, start = concatenate(waiting), 0
+        while count - start > size + 1:
             yield rows(joined, start, start + size)
-        waiting = [rows(joined, full, count)] if full < count else []
-        count -= full
+            start += size
+        waiting = [rows(joined, start, count)]
+        count -= start
     if waiting:
         yield concatenate(waiting)
 

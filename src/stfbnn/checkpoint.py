@@ -17,6 +17,7 @@ import os
 import pickle
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,24 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], sign
             file.write(payload)
         if target.exists() and _damage(target) is None:
             _copy(target, previous_path(target))
+
+
+def prepare_checkpoint(path: str | os.PathLike[str], signature: Mapping[str, Any]) -> None:
+    """Find out before a long run whether its checkpoints can be written.
+
+    Raises:
+        InputError: The signature is not JSON.
+        CheckpointError: ``path`` is a folder, or its folder cannot be made or written to.
+    """
+    _canonical(signature)
+    target = Path(path)
+    _refuse_folder(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"no checkpoint can be written to {target.parent}: {error}") from error
 
 
 def load_checkpoint(path: str | os.PathLike[str], signature: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -70,6 +70,7 @@ class Draws:
         self._seed = seed
         self.count = samples if weights == "sample" else 1
         self._weights = weights
+        self._may_loop = execution != "stacked"
         self._stacked = execution == "stacked" or (execution == "auto" and bnn.device.type != "cpu")
         vector = bnn.posterior.mean_vector()
         kept = self.count * vector.numel() * vector.element_size() <= _KEPT_BYTES
@@ -95,10 +96,22 @@ class Draws:
         Yields:
             Outputs of some of the draws, in order, (draws, B, …).
         """
-        if not self._stacked:
-            for index in range(self.count):
-                yield self._bnn.outputs(self.vector(index), inputs).unsqueeze(0)
-            return
+        start = 0
+        if self._stacked:
+            try:
+                for outputs in self._stacks(inputs):
+                    yield outputs
+                    start += len(outputs)
+                return
+            except RuntimeError as error:
+                # Recurrent layers, and control flow that depends on data, have no rule for several draws at once.
+                if not self._may_loop:
+                    raise InputError(f'this network cannot run stacked ({error}); pass execution="loop"') from error
+                self._stacked = False
+        for index in range(start, self.count):
+            yield self._bnn.outputs(self.vector(index), inputs).unsqueeze(0)
+
+    def _stacks(self, inputs: Inputs) -> Iterator[Tensor]:
         size = max(1, int(_STACK_NUMBERS / (_numbers_per_row(inputs) * batch_size(inputs))))
         start = 0
         while start < self.count:

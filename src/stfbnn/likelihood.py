@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 from stfbnn.errors import InputError
 
 _LOG_TWO_PI = math.log(2 * math.pi)
+# Fewer rows of logits than these could be non-negative and sum to 1 by chance.
+_ROWS_TO_JUDGE = 4
 
 
 class Likelihood(nn.Module, ABC):
@@ -40,13 +43,14 @@ class Likelihood(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, with what was learned; JSON-able."""
 
-    @torch.no_grad()
-    def begin(self, outputs: Tensor, targets: Tensor) -> None:
-        """Set what is learned from a first look at the data; by default nothing."""
+    def estimate(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """What these examples say of a state that is learned, averaged over them; None where nothing is learned."""
+        del outputs, targets
+        return None
 
-    @torch.no_grad()
-    def update(self, outputs: Tensor, targets: Tensor, weight: float) -> None:
-        """Move what is learned by ``weight`` in (0, 1] towards this minibatch's estimate; by default nothing."""
+    def move(self, estimate: Tensor | None, weight: float) -> None:
+        """Move the state that is learned by ``weight`` in (0, 1] towards an estimate; by default nothing."""
+        del estimate, weight
 
 
 class Categorical(Likelihood):
@@ -73,8 +77,7 @@ class Categorical(Likelihood):
         """Refuse outputs that cannot be class scores.
 
         Raises:
-            InputError: They have no class dimension, are not finite, or are probabilities where logits are expected (or
-                the reverse).
+            InputError: They have no class dimension, are not finite, or do not sum to 1 though they were said to.
         """
         if outputs.ndim < 2 or outputs.shape[1] < 2 or not outputs.is_floating_point():
             raise InputError(
@@ -85,22 +88,24 @@ class Categorical(Likelihood):
             raise InputError(
                 "the model's outputs hold NaN or infinite values on this batch; check its weights and inputs"
             )
-        sums = outputs.detach().sum(dim=1)
-        normalised = bool((outputs >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
-        if normalised and self.outputs == "logits":
-            raise InputError(
-                "the model's outputs are non-negative and sum to 1: they look like probabilities, not logits; remove the "
-                'final softmax, or say likelihood=stfbnn.Categorical(outputs="probabilities")'
-            )
-        if not normalised and self.outputs == "probabilities":
+        if self.outputs == "probabilities" and not _normalised(outputs):
             raise InputError(
                 'outputs="probabilities" was said, but the model\'s outputs do not sum to 1 over the classes'
             )
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Also refuse targets that are not class indices of the outputs."""
+        """Also refuse probabilities in place of logits, and targets that are not class indices of the outputs."""
         self.check_outputs(outputs)
+        if self.outputs == "logits" and len(outputs) >= _ROWS_TO_JUDGE and _normalised(outputs):
+            raise InputError(
+                "the model's outputs are non-negative and sum to 1: they look like probabilities, not logits; remove the "
+                'final softmax, or say likelihood=stfbnn.Categorical(outputs="probabilities")'
+            )
         expected = (outputs.shape[0], *outputs.shape[2:])
+        if tuple(targets.shape) == (*expected, 1):
+            raise InputError(
+                f"targets have the shape {tuple(targets.shape)}; remove the last dimension with .squeeze(-1)"
+            )
         if tuple(targets.shape) != expected:
             raise InputError(
                 f"targets must be class indices of shape {expected} for outputs {tuple(outputs.shape)}, but their shape "
@@ -121,6 +126,7 @@ class Categorical(Likelihood):
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Sum of log p over an example's positions (one for a plain classifier)."""
+        outputs = _at_least_float32(outputs)
         if self.outputs == "logits":
             losses = F.cross_entropy(outputs, targets.long(), reduction="none")
         else:
@@ -163,12 +169,15 @@ class Gaussian(Likelihood):
     def check_outputs(self, outputs: Tensor) -> None:
         """Refuse outputs that are not finite floats, or do not match the noise's columns."""
         if not outputs.is_floating_point() or outputs.ndim < 1:
-            raise InputError(f"a Gaussian likelihood needs float outputs, but the model gives {outputs.dtype}")
+            raise InputError(
+                f"a Gaussian likelihood needs float outputs of shape (batch, …), but the model gives "
+                f"{tuple(outputs.shape)} of {outputs.dtype}"
+            )
         if not bool(torch.isfinite(outputs).all()):
             raise InputError(
                 "the model's outputs hold NaN or infinite values on this batch; check its weights and inputs"
             )
-        if self.noise_std.ndim and (outputs.ndim != 2 or outputs.shape[1] != self.noise_std.numel()):
+        if self.noise_std.numel() > 1 and (outputs.ndim != 2 or outputs.shape[1] != self.noise_std.numel()):
             raise InputError(
                 f"noise_std has {self.noise_std.numel()} entries, but the model's outputs are {tuple(outputs.shape)}; "
                 f"give one number for all, or one for each column"
@@ -198,7 +207,7 @@ class Gaussian(Likelihood):
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Σ over outputs of −½ log 2π − log s − (y − f)² / (2 s²)."""
-        outputs = self.match(outputs, targets)
+        outputs = _at_least_float32(self.match(outputs, targets))
         noise = self._noise(outputs)
         terms = -0.5 * ((targets - outputs) / noise).square() - noise.log() - 0.5 * _LOG_TWO_PI
         return terms.flatten(1).sum(dim=1) if terms.ndim > 1 else terms
@@ -208,16 +217,25 @@ class Gaussian(Likelihood):
         noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
         return outputs.detach() + self._noise(outputs) * noise
 
-    def begin(self, outputs: Tensor, targets: Tensor) -> None:
-        """Take the residuals' root mean square, per column, where no noise was given."""
-        if self.learned and bool(self.noise_std.isnan().any()):
-            self.noise_std = self._residual_square(outputs, targets).sqrt()
+    def estimate(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """The mean squared residual, for each column where the noise is one for each; None where it is given."""
+        if not self.learned:
+            return None
+        residual = (targets - self.match(outputs, targets)).double()
+        several = residual.ndim == 2 and residual.shape[1] > 1
+        per_column = several and (self.noise_std.ndim > 0 or bool(self.noise_std.isnan()))
+        square = residual.square().mean(dim=0) if per_column else residual.square().mean()
+        # A perfect fit would make the density unbounded.
+        return square.clamp_min(1e-12 * targets.double().var(correction=0).clamp_min(1e-12))
 
-    def update(self, outputs: Tensor, targets: Tensor, weight: float) -> None:
-        """Exponential average of E_q[residual²]."""
-        if self.learned:
-            fresh = self._residual_square(outputs, targets)
-            self.noise_std = ((1 - weight) * self.noise_std.square() + weight * fresh).sqrt()
+    def move(self, estimate: Tensor | None, weight: float) -> None:
+        """Exponential average of the squared residuals; the first estimate is taken whole where no noise was given."""
+        if estimate is None:
+            return
+        unknown = bool(self.noise_std.isnan().any())
+        self.noise_std = (
+            estimate.sqrt() if unknown else ((1 - weight) * self.noise_std.square() + weight * estimate).sqrt()
+        )
 
     def config(self) -> dict[str, Any]:
         """The noise as it is now, and whether it was learned."""
@@ -229,12 +247,18 @@ class Gaussian(Likelihood):
         noise = self.noise_std.to(outputs)
         return noise.squeeze() if noise.numel() == 1 else noise
 
-    def _residual_square(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        residual = (targets - self.match(outputs, targets)).double()
-        per_column = residual.ndim == 2 and (self.noise_std.ndim or bool(self.noise_std.isnan()))
-        square = residual.square().mean(dim=0) if per_column else residual.square().mean()
-        # A perfect fit would make the density unbounded.
-        return square.clamp_min(1e-12 * targets.double().var(correction=0).clamp_min(1e-12))
+
+def _normalised(rows: Tensor) -> bool:
+    """Whether all rows are non-negative floats that sum to 1 along dimension 1."""
+    if not rows.is_floating_point():
+        return False
+    rows = rows.detach().float()
+    return bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1).abs() < 1e-3).all())
+
+
+def _at_least_float32(outputs: Tensor) -> Tensor:
+    # Sums of log-probabilities lose too much in half precision.
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
 LikelihoodLike = str | Likelihood
@@ -254,12 +278,13 @@ def resolve_likelihood(likelihood: LikelihoodLike, targets: Tensor) -> Likelihoo
         InputError: The name is unknown or the object is no likelihood.
     """
     if isinstance(likelihood, Likelihood):
-        return (
-            build_likelihood(likelihood.name, likelihood.config())
-            if type(likelihood) in _NAMED.values()
-            else likelihood
-        )
+        return copy.deepcopy(likelihood)
     if likelihood == "auto":
+        if targets.ndim == 2 and targets.shape[1] > 1 and len(targets) >= _ROWS_TO_JUDGE and _normalised(targets):
+            raise InputError(
+                "the targets are floats that are non-negative and sum to 1: they look like one-hot classes; give class "
+                'indices with .argmax(1), or say likelihood="gaussian" if they are numbers to predict'
+            )
         return Gaussian() if targets.is_floating_point() else Categorical()
     if not isinstance(likelihood, str) or likelihood not in _NAMED:
         raise InputError(

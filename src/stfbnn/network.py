@@ -79,6 +79,9 @@ class BayesianNetwork(nn.Module):
         self.network = shared_copy(model)
         # The trained values are copied: they stay as the prior's centre whatever becomes of the model.
         layer = self.network.get_submodule(first_layer.name)
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            # Sparse gradients do not flow into a vector of weights, and rescaled ones are not gradients of the loss.
+            layer.sparse = layer.scale_grad_by_freq = False
         self.trained = {name: dict(layer.named_parameters())[name].detach().clone() for name in first_layer.parameters}
         self.layout = ParameterLayout.of(self.trained)
         weights = self.layout.flatten({name: _at_least_float32(value) for name, value in self.trained.items()})
@@ -167,6 +170,13 @@ class BayesianNetwork(nn.Module):
         parameters = {
             name: value.to(layer.get_parameter(name).dtype) for name, value in self.layout.unflatten(vector).items()
         }
+        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            # Its gradient is cut off by definition, so it could not be inferred: it keeps its trained value.
+            parameters["weight"] = parameters["weight"].index_copy(
+                0,
+                torch.tensor([layer.padding_idx], device=vector.device),
+                layer.weight.detach()[layer.padding_idx : layer.padding_idx + 1 or None],
+            )
         scale, shift = self._scale, self._shift
         if scale is not None and shift is not None:
             parameters = apply_first_layer_affine(layer, parameters, scale, shift)
@@ -190,6 +200,26 @@ class BayesianNetwork(nn.Module):
         if self.likelihood is None:
             raise NotFittedError("this posterior has not been inferred yet: call stfbnn.fit(bnn, train_loader) first")
         return self.likelihood
+
+    def posterior_state(self) -> dict[str, Any]:
+        """Copies of what inference changes: the posterior's parameters and the prior's scale."""
+        state = {name: value.detach().clone() for name, value in self.posterior.named_parameters()}
+        return {"posterior": state, "prior_std": self.prior.std.clone()}
+
+    @torch.no_grad()
+    def load_posterior_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `posterior_state` gave."""
+        for name, value in self.posterior.named_parameters():
+            value.copy_(state["posterior"][name])
+        self.prior.std.copy_(state["prior_std"])
+
+    def reset_posterior(self) -> None:
+        """Put the posterior and the prior back to where `bayesianize` left them."""
+        weights = self.layout.flatten({name: _at_least_float32(value) for name, value in self.trained.items()})
+        prior = self.prior_recipe.build(weights)
+        fresh = self.family.build(self.layout, weights, prior)
+        state = {"posterior": dict(fresh.named_parameters()), "prior_std": prior.std}
+        self.load_posterior_state(state)
 
     def extra_repr(self) -> str:
         """The layer, the sizes and the state, for ``print``."""

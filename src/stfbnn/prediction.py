@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from stfbnn.batches import Inputs, as_inputs, batch_size, rechunk, require_finite, split_batch, to_device
@@ -79,9 +80,14 @@ def predict(
 
 def input_batches(data: Any, has_targets: bool, target_key: str) -> Iterator[Inputs]:
     """The batches of inputs in ``data``, checked, without their targets."""
+    if isinstance(data, Mapping):
+        yield _checked(as_inputs({key: value for key, value in data.items() if key != target_key}))
+        return
     if not _is_loader(data):
         yield _checked(as_inputs(data))
         return
+    if isinstance(data, np.ndarray):
+        raise InputError("data are a numpy array; convert them with torch.as_tensor, in the model's dtype")
     if not isinstance(data, Iterable):
         raise InputError(
             f"data must be a tensor, a tuple, a mapping or an iterable of batches, but it is a {type(data).__name__}"

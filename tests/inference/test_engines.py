@@ -187,7 +187,7 @@ def test_chunks_add_up_to_the_minibatch(chunk: int, monkeypatch: pytest.MonkeyPa
     weights = bnn.posterior.mean_vector().detach().requires_grad_()
     expected = nn.functional.cross_entropy(bnn.outputs(weights, x), y)
     expected.backward()
-    value, gradient = MinibatchLoss(bnn, Categorical(), x, y, 1.0)(weights)
+    value, gradient = MinibatchLoss(bnn, Categorical(), x, y)(weights)
     assert value == pytest.approx(float(expected.detach()))
     torch.testing.assert_close(gradient, weights.grad)
 
@@ -213,4 +213,6 @@ def test_cosine() -> None:
 )
 def test_bad_engines_are_refused(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        make(name, **options)
+        engines.check_engine(
+            name, options, make("natural-gradient")[1], GaussianPrior(torch.zeros(3), torch.tensor(1.0))
+        )

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from stfbnn.errors import InputError
-from stfbnn.inference.engine import Engine, Loss, cosine_decay, require_positive
+from stfbnn.inference.engine import Engine, Loss, cosine_decay, require_count, require_positive
 from stfbnn.posterior import Posterior
 from stfbnn.prior import GaussianPrior
 
@@ -34,8 +33,7 @@ class BayesByBackprop(Engine):
     ) -> None:
         super().__init__(posterior, prior, num_examples)
         require_positive(learning_rate=learning_rate)
-        if draws < 1:
-            raise InputError(f"draws must be at least 1, but it is {draws}")
+        require_count(draws=draws)
         self.learning_rate = learning_rate
         self.draws = draws
         self._adam = torch.optim.Adam(posterior.parameters(), lr=learning_rate)
@@ -66,7 +64,3 @@ class BayesByBackprop(Engine):
         """Take back Adam's state and the step."""
         self._adam.load_state_dict(state["adam"])
         self.step_count = int(state["step_count"])
-
-    def signature(self) -> dict[str, Any]:
-        """The settings."""
-        return {"engine": self.name, "learning_rate": self.learning_rate, "draws": self.draws}

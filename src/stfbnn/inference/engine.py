@@ -53,9 +53,8 @@ class Engine(ABC):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
 
-    @abstractmethod
-    def signature(self) -> dict[str, Any]:
-        """The engine's settings, JSON-able; a checkpoint of other settings is refused."""
+    def prior_changed(self) -> None:  # noqa: B027 - most engines have nothing to do
+        """Take note that the prior's scale was learned anew; by default nothing depends on it."""
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """Standard normal noise for one draw."""
@@ -75,5 +74,16 @@ def require_positive(**settings: float) -> None:
         InputError: One is not.
     """
     for name, value in settings.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} must be positive and finite, but it is {value}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise InputError(f"{name} must be positive and finite, but it is {value!r}")
+
+
+def require_count(**settings: int) -> None:
+    """Refuse settings that are not positive integers, by name.
+
+    Raises:
+        InputError: One is not.
+    """
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a positive integer, but it is {value!r}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stfbnn.errors import InputError
@@ -18,8 +20,8 @@ from stfbnn.prior import GaussianPrior
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (VariationalNewton, BayesByBackprop)}
 
 
-def check_engine(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse an unknown engine, or settings that it does not have.
+def check_engine(name: str, options: Mapping[str, Any], posterior: Posterior, prior: GaussianPrior) -> None:
+    """Refuse an unknown engine, one that cannot infer this family, and settings that it does not have or accept.
 
     Raises:
         InputError: Says what is known.
@@ -31,6 +33,9 @@ def check_engine(name: str, options: Mapping[str, Any]) -> None:
     unknown = sorted(set(options) - set(settings))
     if unknown:
         raise InputError(f"engine_options has {unknown}, but the engine {name!r} has the settings {settings}")
+    # On a copy, since an engine sets the posterior's width when it is made.
+    trial = copy.deepcopy(posterior)
+    build_engine(name, trial, prior, 1, 1, torch.zeros_like(trial.mean_vector()), options)
 
 
 def build_engine(
@@ -54,9 +59,8 @@ def build_engine(
         options: The engine's settings.
 
     Raises:
-        InputError: The engine or a setting is unknown or out of range, or it cannot infer this family.
+        InputError: A setting is out of range, or the engine cannot infer this family.
     """
-    check_engine(name, options)
     if name == VariationalNewton.name:
         return VariationalNewton(posterior, prior, num_examples, batches, curvature, **options)
     return BayesByBackprop(posterior, prior, num_examples, **options)

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from stfbnn.batches import rechunk, to_device
+from stfbnn.batches import rechunk, require_finite, to_device
 from stfbnn.draws import Draws, chunk_rows
 from stfbnn.errors import InputError
 from stfbnn.inference.survey import checked_batch
@@ -20,8 +20,6 @@ from stfbnn.network import BayesianNetwork
 from stfbnn.predictive import Prediction, sums_for
 from stfbnn.provenance import Provenance, ProvenanceRecorder, overlap
 
-# Two different examples can be equal, so a few known ones among the held-out data are a warning; more are a mistake.
-MOST_SEEN_SHARE = 0.02
 # τ is searched between these.
 TAU_RANGE = (0.05, 20.0)
 # Logits of the held-out rows that are kept for choosing τ; beyond it the first rows are used.
@@ -72,23 +70,25 @@ class HeldOut:
         likelihood.check(first.cpu(), self._targets[: len(first)])
         if isinstance(likelihood, Categorical):
             likelihood.check_targets(first, self._targets)
+        require_finite(self._targets, "the held-out targets")
 
-    def refuse_seen(self, seen: Provenance, where: str) -> None:
+    def refuse_seen(self, seen: Provenance, where: str, most: float) -> None:
         """Refuse to be held out if training saw these examples; warn of a few, which may be chance duplicates.
 
         Args:
             seen: What a stage saw.
             where: That stage, for the message.
+            most: The largest share of the held-out examples that it may have seen.
 
         Raises:
             InputError: They are more than duplicates in a data set explain.
         """
         count = overlap(self.provenance, seen)
-        if count > MOST_SEEN_SHARE * self.provenance.count:
+        if count > most * self.provenance.count:
             raise InputError(
                 f"val_loader is not held out: {count} of its {self.provenance.count} examples were seen by {where}. On "
                 f"data that training fitted, the lowest temperature always wins and calibration goes the wrong way; hold "
-                f"data out before stage one"
+                f"data out before stage one; if they are honest duplicates, as in tables of few columns, raise max_seen_share"
             )
         if count:
             warnings.warn(

@@ -10,44 +10,54 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stfbnn.batches import Inputs, batch_size, rows
+from stfbnn.batches import Inputs, rechunk, rows
 from stfbnn.draws import chunk_rows
 from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork
 
 
+def chunks(inputs: Inputs, target: Tensor, device: torch.device) -> list[tuple[Inputs, Tensor]]:
+    """Cut a minibatch into the chunks that are run at once on ``device``."""
+    size = chunk_rows(inputs, device)
+    parts, targets = rechunk([inputs], size), rechunk([target], size)
+    return [(part, rows(own, 0, len(target))) for part, own in zip(parts, targets, strict=True)]  # type: ignore[misc]
+
+
 class MinibatchLoss:
-    """E over a minibatch of −log p(y | x, w), at any w.
+    """The mean over a minibatch of −log p(y | x, w), at any w; what the likelihood learns is kept fixed meanwhile.
 
     Args:
         bnn: The network.
-        likelihood: p(y | output); its noise, where it is learned, is updated at every call.
+        likelihood: p(y | output).
         inputs: B examples, on the network's device.
         target: Their targets.
-        noise_weight: How far a call moves the learned noise towards this minibatch's estimate, in (0, 1].
     """
 
-    def __init__(
-        self, bnn: BayesianNetwork, likelihood: Likelihood, inputs: Inputs, target: Tensor, noise_weight: float
-    ) -> None:
-        size = batch_size(inputs)
-        step = chunk_rows(inputs, bnn.device)
-        self._chunks = [
-            (rows(inputs, start, start + step), target[start : start + step]) for start in range(0, size, step)
-        ]
-        self._bnn, self._likelihood = bnn, likelihood
-        self._size, self._noise_weight = size, noise_weight
+    def __init__(self, bnn: BayesianNetwork, likelihood: Likelihood, inputs: Inputs, target: Tensor) -> None:
+        self._chunks = chunks(inputs, target, bnn.device)
+        self._bnn, self._likelihood, self._size = bnn, likelihood, len(target)
+        self._estimate: Tensor | None = None
+        self._calls = 0
 
+    @torch.enable_grad()
     def __call__(self, vector: Tensor) -> tuple[float, Tensor]:
         """The loss in nats per example and its gradient (d,) at the weights ``vector`` (d,)."""
         weights = vector.detach().requires_grad_()
         total = torch.zeros((), device=vector.device)
         gradient = torch.zeros_like(weights)
+        self._calls += 1
         for inputs, target in self._chunks:
             outputs = self._bnn.outputs(weights, inputs)
             share = len(target) / self._size
-            self._likelihood.update(outputs.detach(), target, self._noise_weight * share)
             loss = -self._likelihood.log_prob(outputs, target).mean() * share
             gradient += torch.autograd.grad(loss, weights)[0]
             total += loss.detach()
+            estimate = self._likelihood.estimate(outputs.detach(), target)
+            if estimate is not None:
+                self._estimate = share * estimate + (0 if self._estimate is None else self._estimate)
         return float(total), gradient
+
+    def move_likelihood(self, weight: float) -> None:
+        """Move what the likelihood learns by ``weight`` in (0, 1] towards the mean estimate over all calls so far."""
+        if self._estimate is not None:
+            self._likelihood.move(self._estimate / self._calls, min(1.0, weight))

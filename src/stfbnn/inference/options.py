@@ -1,13 +1,9 @@
-"""What `fit` accepts: its options checked before any work starts, and a loader's own generator."""
+"""What `fit` accepts: its options, checked before any work starts."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 from stfbnn.errors import InputError
 
@@ -67,20 +63,3 @@ def check_held_out_options(
             raise InputError(f'early_stop must be "nll", "free-energy" or None, but it is {early_stop!r}')
         if not has_held_out:
             raise InputError("early_stop needs val_loader=, data that no stage has seen")
-
-
-@contextmanager
-def kept_generator(loader: Iterable[Any]) -> Iterator[None]:
-    """Leave a loader's own generator as it was."""
-    state = generator_state(loader)
-    try:
-        yield
-    finally:
-        if state is not None:
-            loader.generator.set_state(state)  # type: ignore[attr-defined]
-
-
-def generator_state(loader: Iterable[Any]) -> torch.Tensor | None:
-    """The state of a loader's own generator; None where it draws from the global one."""
-    own = getattr(loader, "generator", None)
-    return own.get_state() if isinstance(own, torch.Generator) else None

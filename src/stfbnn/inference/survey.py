@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset, SubsetRandomSampler
 
 from stfbnn.batches import Inputs, batch_size, require_finite, split_batch, to_device
 from stfbnn.errors import InputError
+from stfbnn.inference.loaders import length
+from stfbnn.inference.minibatch import chunks
 from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork
 from stfbnn.progress import Reporter
@@ -93,16 +94,16 @@ def survey(
         inputs, target = checked_batch(batch, target_key)
         recorder.add(inputs)
         inputs, target = to_device(inputs, bnn.device), target.to(bnn.device)
-        vector = weights.clone().requires_grad_(curvature)
-        with torch.set_grad_enabled(curvature):
-            outputs = bnn.outputs(vector, inputs)
-        likelihood.check(outputs.detach(), target)
-        if batches == 0:
-            likelihood.begin(outputs.detach(), target)
-        likelihood.update(outputs.detach(), target, weight=1 / (batches + 1))
-        if curvature:
-            total += _squared_gradient(outputs, vector, likelihood, random, draws)
-        examples += batch_size(inputs)
+        for part, part_target in chunks(inputs, target, bnn.device):
+            vector = weights.clone().requires_grad_(curvature)
+            with torch.set_grad_enabled(curvature):
+                outputs = bnn.outputs(vector, part)
+            likelihood.check(outputs.detach(), part_target)
+            examples += len(part_target)
+            # A running mean over all examples; the first chunk sets what was not given.
+            likelihood.move(likelihood.estimate(outputs.detach(), part_target), len(part_target) / examples)
+            if curvature:
+                total += _squared_gradient(outputs, vector, likelihood, random, draws)
         batches += 1
         bar.advance()
     if batches == 0:
@@ -125,44 +126,3 @@ def _squared_gradient(
 def _label_draws(loader: Iterable[Any]) -> int:
     batches = length(loader) or _LABEL_DRAWS
     return min(_MOST_LABEL_DRAWS_A_BATCH, max(1, math.ceil(_LABEL_DRAWS / batches)))
-
-
-def length(loader: Iterable[Any]) -> int | None:
-    """Batches of a loader, or None where it does not know."""
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def count_examples(loader: Iterable[Any], counted: int) -> int:
-    """N: the size of the data set behind a loader, else the rows that it gave in one pass."""
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(sampler, SubsetRandomSampler):
-        return len(sampler.indices)
-    try:
-        return max(counted, len(loader.dataset))  # type: ignore[attr-defined]
-    except (AttributeError, TypeError):
-        return counted
-
-
-def shared_examples(first: Iterable[Any], second: Iterable[Any]) -> int:
-    """Examples that two loaders share because they read the same rows of the same data set object."""
-    base_first, rows_first = _rows(first)
-    base_second, rows_second = _rows(second)
-    if base_first is None or base_first is not base_second:
-        return 0
-    return len(rows_first & rows_second)
-
-
-def _rows(loader: Iterable[Any]) -> tuple[object | None, set[int]]:
-    dataset = getattr(loader, "dataset", None)
-    sampler = getattr(loader, "sampler", None)
-    try:
-        indices = sampler.indices if isinstance(sampler, SubsetRandomSampler) else range(len(dataset))  # type: ignore[arg-type]
-    except TypeError:
-        return None, set()
-    while isinstance(dataset, Subset):
-        indices = [dataset.indices[index] for index in indices]
-        dataset = dataset.dataset
-    return dataset, {int(index) for index in indices}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stfbnn.errors import InputError
-from stfbnn.inference.engine import Engine, Loss, cosine_decay, require_positive
+from stfbnn.inference.engine import Engine, Loss, cosine_decay, require_count, require_positive
 from stfbnn.posterior import MeanFieldPosterior, Posterior
 from stfbnn.prior import GaussianPrior
 
@@ -77,9 +77,10 @@ class VariationalNewton(Engine):
         require_positive(wander=wander, curvature_rate=curvature_rate, curvature_trust=self.curvature_trust)
         if learning_rate is not None:
             require_positive(learning_rate=learning_rate)
-        if not 0 <= momentum < 1:
-            raise InputError(f"momentum must be in [0, 1), but it is {momentum}")
-        if draws != 1 and (draws < 1 or draws % 2):
+        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+            raise InputError(f"momentum must be in [0, 1), but it is {momentum!r}")
+        require_count(draws=draws)
+        if draws != 1 and draws % 2:
             raise InputError(f"draws must be 1 or an even number (antithetic pairs), but it is {draws}")
         self._loc, self._log_std = posterior.loc.detach(), posterior.log_std.detach()
         self._curvature = curvature.detach().clone()
@@ -91,8 +92,11 @@ class VariationalNewton(Engine):
         """Widen or narrow q for the new T at the curvature found so far, and restart α and the momentum."""
         super().begin(temperature, total_steps)
         self._gradient.zero_()
-        # h may be negative down to -δ, and δ shrinks with T.
-        self._curvature.clamp_min_(0)
+        self.prior_changed()
+
+    def prior_changed(self) -> None:
+        """Keep the precision positive: h may be negative down to −δ, and δ shrinks with T and as the prior widens."""
+        self._curvature.clamp_(min=-0.5 * self._delta)
         self._set_std()
 
     @property
@@ -136,9 +140,8 @@ class VariationalNewton(Engine):
 
         self._gradient.lerp_(gradient, 1 - self.momentum)
         difference = self._curvature - curvature
-        self._curvature.sub_(rate * difference).add_(
-            0.5 * rate**2 * difference.square() / (self._curvature + rate * difference + delta)
-        )
+        correction = 0.5 * rate**2 * difference.square() / (self._curvature + delta)
+        self._curvature.sub_(rate * difference).add_(correction)
         unbiased = self._gradient / (1 - self.momentum**self.step_count)
         pull = delta * (self._loc - self.prior.mean)
         self._loc.sub_(alpha * (unbiased + pull) / (self._curvature + delta))
@@ -160,15 +163,3 @@ class VariationalNewton(Engine):
         self._curvature_steps = int(state["curvature_steps"])
         self.step_count = int(state["step_count"])
         self._set_std()
-
-    def signature(self) -> dict[str, Any]:
-        """The settings."""
-        return {
-            "engine": self.name,
-            "learning_rate": self.learning_rate,
-            "wander": self.wander,
-            "momentum": self.momentum,
-            "curvature_rate": self.curvature_rate,
-            "curvature_trust": self.curvature_trust,
-            "draws": self.draws,
-        }

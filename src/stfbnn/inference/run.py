@@ -1,0 +1,314 @@
+"""One run of stage two: its state from the first look at the data to the result, and its checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+
+from stfbnn.batches import to_device
+from stfbnn.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
+from stfbnn.draws import Draws
+from stfbnn.errors import InputError
+from stfbnn.inference.engines import build_engine
+from stfbnn.inference.held_out import HeldOut
+from stfbnn.inference.history import FitRecord, FitRun, TemperatureTrial
+from stfbnn.inference.loaders import (
+    count_examples,
+    generator_states,
+    kept_generators,
+    length,
+    set_generator_states,
+    shared_examples,
+)
+from stfbnn.inference.minibatch import MinibatchLoss, chunks
+from stfbnn.inference.options import EarlyStop
+from stfbnn.inference.survey import checked_batch, survey
+from stfbnn.likelihood import Likelihood, LikelihoodLike, resolve_likelihood
+from stfbnn.network import BayesianNetwork
+from stfbnn.predictive import sums_for
+from stfbnn.progress import progress_bar
+from stfbnn.provenance import Provenance
+from stfbnn.randomness import derive_seed, generator, seeded
+
+
+class Run:
+    """One call of `fit`: the state that its parts share and that a checkpoint holds."""
+
+    def __init__(
+        self,
+        bnn: BayesianNetwork,
+        loader: Iterable[Any],
+        likelihood: LikelihoodLike,
+        seed: int,
+        target_key: str,
+        schedule: tuple[float, ...],
+        progress: bool | None,
+    ) -> None:
+        self.bnn, self.loader, self.seed, self.target_key = bnn, loader, seed, target_key
+        self.schedule, self.progress = schedule, progress
+        self.held_out: HeldOut | None = None
+        self.most_seen = 0.0
+        self.history: list[FitRecord] = []
+        self.trials: list[TemperatureTrial] = []
+        self.best: dict[str, Any] | None = None
+        self.stage = self.epoch = self.waited = self.worse_stages = 0
+        self.stage_best: dict[str, Any] | None = None
+        self.seconds = 0.0
+        self.likelihood = self._first_look(likelihood)
+        self.given_likelihood = self.likelihood.config()
+
+    def _first_look(self, likelihood: LikelihoodLike) -> Likelihood:
+        # One batch is enough to find most mistakes, before anything long begins. The survey reads the loader anew.
+        with seeded(self.seed, "first-look"), kept_generators(self.loader):
+            batch = next(iter(self.loader), None)
+        if batch is None:
+            raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
+        inputs, target = checked_batch(batch, self.target_key)
+        chosen = resolve_likelihood(likelihood, target).to(self.bnn.device)
+        part, target = chunks(inputs, target, self.bnn.device)[0]
+        try:
+            outputs = next(Draws(self.bnn, 1, self.seed, "mean", "loop").outputs(to_device(part, self.bnn.device)))[0]
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"the model does not run on the first batch of train_loader: {error}") from error
+        chosen.check(outputs, target.to(self.bnn.device))
+        sums_for(chosen, 1.0)
+        return chosen
+
+    def prepare_held_out(self, loader: Iterable[Any] | None, samples: int, most_seen: float) -> None:
+        """Read the held-out data once, for all scores."""
+        if loader is not None:
+            with seeded(self.seed, "held-out"):
+                seed = derive_seed(self.seed, "held-out")
+                self.held_out = HeldOut(self.bnn, loader, self.likelihood, self.target_key, samples, seed)
+            shared = shared_examples(self.loader, loader)
+            if shared:
+                raise InputError(
+                    f"val_loader is not held out: it reads {shared} of the same rows of the same data set as train_loader; "
+                    f"hold data out before stage one"
+                )
+            if self.bnn.provenance is not None:
+                self.held_out.refuse_seen(self.bnn.provenance, "stage one", most_seen)
+            self.most_seen = most_seen
+
+    def start(self, choices: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None, resume: bool) -> None:
+        """Make the engine, from a checkpoint or from a first pass over the data."""
+        self.checkpoint, self.epochs = checkpoint, int(choices["epochs"])
+        self.signature = {
+            **choices,
+            "layer": self.bnn.layer_name,
+            "shapes": [list(shape) for shape in self.bnn.layout.shapes],
+            "model": self.bnn.model_fingerprint,
+            "family": repr(self.bnn.family),
+            "prior": self.bnn.prior_recipe.config(),
+            "likelihood": [type(self.likelihood).__name__, self.given_likelihood],
+            "temperatures": list(self.schedule),
+            "seed": self.seed,
+            "batches": length(self.loader),
+            "rows": count_examples(self.loader, 0),
+            "held_out": None if self.held_out is None else self.held_out.provenance.digest(),
+        }
+        engine, options = str(choices["engine"]), dict(choices["engine_options"])
+        num_examples = choices["num_examples"]
+        if checkpoint is not None:
+            prepare_checkpoint(checkpoint, self.signature)
+        saved = load_checkpoint(checkpoint, self.signature) if checkpoint is not None and resume else None
+        if saved is not None:
+            surveyed = saved["survey"]
+            curvature = torch.zeros(self.bnn.layout.size)
+        else:
+            with (
+                seeded(self.seed, "survey"),
+                progress_bar("look at the data", length(self.loader), self.progress) as bar,
+            ):
+                wanted = engine == "natural-gradient"
+                found = survey(self.bnn, self.loader, self.likelihood, self.target_key, self.seed, wanted, bar)
+            curvature = found.curvature
+            surveyed = {
+                "num_examples": num_examples or count_examples(self.loader, found.num_examples),
+                "batches": found.batches,
+                "rows": found.num_examples,
+                "provenance": found.provenance.to_tensor(),
+            }
+        self.num_examples, self.batches = int(surveyed["num_examples"]), int(surveyed["batches"])
+        self.rows = int(surveyed["rows"])
+        self.provenance = Provenance.from_tensor(surveyed["provenance"])
+        if self.held_out is not None:
+            self.held_out.refuse_seen(self.provenance, "train_loader", self.most_seen)
+        posterior, prior = self.bnn.posterior, self.bnn.prior
+        mean = posterior.mean_vector()
+        self.engine = build_engine(
+            engine, posterior, prior, self.num_examples, self.batches, curvature.to(mean), options
+        )
+        if saved is not None:
+            self._load(saved)
+
+    def infer(
+        self,
+        predictive_temperature: float | Literal["held-out"],
+        early_stop: EarlyStop | None,
+        patience: int,
+    ) -> None:
+        """Run the stages, one for each temperature."""
+        epochs = self.epochs
+        total = len(self.schedule) * epochs * self.batches
+        with progress_bar("infer", total, self.progress) as bar:
+            bar.advance((self.stage * epochs + self.epoch) * self.batches)
+            while self.stage < len(self.schedule):
+                at = self.schedule[self.stage]
+                if self.epoch == 0:
+                    self.engine.begin(at, epochs * self.batches)
+                bar.describe(f"infer at T={at:g}")
+                while self.epoch < epochs and (early_stop is None or self.waited < patience):
+                    self._one_epoch(at, early_stop, bar)
+                    if self.epoch < epochs:
+                        self._save()
+                if self.stage_best is not None:
+                    self._restore(self.stage_best)
+                    self.engine.load_state(self.stage_best["engine"])
+                self.worse_stages = self.worse_stages + 1 if self._score(at, predictive_temperature) else 0
+                self.stage, self.epoch, self.waited, self.stage_best = self.stage + 1, 0, 0, None
+                if self.worse_stages == 2:
+                    self.stage = len(self.schedule)
+                self._save()
+
+    def _one_epoch(self, temperature: float, early_stop: EarlyStop | None, bar: Any) -> None:
+        bnn, began = self.bnn, time.perf_counter()
+        bnn.check_unchanged()
+        noise = generator(self.seed, "noise", self.stage, self.epoch)
+        total, examples = 0.0, 0
+        kl, mean_std = self._width()
+        with seeded(self.seed, "epoch", self.stage, self.epoch):
+            for batch in self.loader:
+                inputs, target = checked_batch(batch, self.target_key)
+                inputs, target = to_device(inputs, bnn.device), target.to(bnn.device)
+                loss = MinibatchLoss(bnn, self.likelihood, inputs, target)
+                nll = self.engine.step(loss, noise)
+                # In proportion to the batch's size: the survey's estimate counts as one pass over the data, and so does
+                # every epoch, until the average reaches back over a hundred batches.
+                recent = max(1 / (self.batches * (self.epoch + 1)), 0.01)
+                loss.move_likelihood(recent * len(target) * self.batches / self.rows)
+                if not nll < float("inf"):
+                    raise InputError(
+                        f"the loss became {nll} at T={temperature:g}, epoch {self.epoch + 1}: lower the learning rate with "
+                        f"engine_options={{'learning_rate': …}}, or check the data for extreme values"
+                    )
+                total += nll * len(target)
+                examples += len(target)
+                bar.advance(
+                    1, free_energy=nll + temperature / self.num_examples * kl, nll=nll, KL=kl, mean_std=mean_std
+                )
+        if not examples:
+            raise InputError(
+                "train_loader gave no batch in this epoch, though it did before; it must be readable again"
+            )
+        if bnn.prior.learned:
+            bnn.prior.update(bnn.posterior.mean_vector().detach(), bnn.posterior.std_vector().detach())
+            self.engine.prior_changed()
+        self.epoch += 1
+        kl, mean_std = self._width()
+        nll, penalty = total / examples, temperature / self.num_examples * kl
+        held_out = self._watch(early_stop, penalty)
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self.history.append(FitRecord(temperature, self.epoch, nll + penalty, nll, kl, mean_std, held_out, seconds))
+
+    @torch.no_grad()
+    def _width(self) -> tuple[float, float]:
+        posterior = self.bnn.posterior
+        return float(posterior.kl(self.bnn.prior)), float(posterior.std_vector().mean())
+
+    def _watch(self, early_stop: EarlyStop | None, penalty: float) -> float | None:
+        if early_stop is None or self.held_out is None:
+            return None
+        held_out = self.held_out.nll()
+        score = held_out + (penalty if early_stop == "free-energy" else 0.0)
+        if self.stage_best is None or score < self.stage_best["score"]:
+            engine = copy.deepcopy(self.engine.state())
+            self.stage_best, self.waited = {**self._snapshot(), "engine": engine, "score": score}, 0
+        else:
+            self.waited += 1
+        return held_out
+
+    def _score(self, temperature: float, predictive_temperature: float | Literal["held-out"]) -> bool:
+        """Score the stage that has ended; keep it if it is the best. Returns whether it was worse than the best."""
+        tau = 1.0 if predictive_temperature == "held-out" else float(predictive_temperature)
+        if self.held_out is None:
+            self.best = {**self._snapshot(), "temperature": temperature, "tau": tau}
+            return False
+        if predictive_temperature == "held-out":
+            tau = self.held_out.best_predictive_temperature()
+        nll = self.held_out.nll(tau)
+        self.trials.append(TemperatureTrial(temperature, nll, tau))
+        if self.best is not None and not nll < self.best["nll"]:
+            return True
+        self.best = {**self._snapshot(), "temperature": temperature, "tau": tau, "nll": nll}
+        return False
+
+    def finish(self) -> FitRun:
+        """Take the best posterior and tell the network that it is fitted."""
+        assert self.best is not None  # noqa: S101 - there is at least one stage
+        self._restore(self.best)
+        self.bnn.likelihood = self.likelihood
+        self.bnn.num_examples = self.num_examples
+        self.bnn.temperature = float(self.best["temperature"])
+        self.bnn.predictive_temperature = float(self.best["tau"])
+        return FitRun(
+            history=tuple(self.history),
+            trials=tuple(self.trials),
+            temperature=self.bnn.temperature,
+            predictive_temperature=self.bnn.predictive_temperature,
+            num_examples=self.num_examples,
+            seconds=self.seconds,
+        )
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {**self.bnn.posterior_state(), "likelihood": self.likelihood.config()}
+
+    def _restore(self, snapshot: Mapping[str, Any]) -> None:
+        self.bnn.load_posterior_state(snapshot)
+        self.likelihood = type(self.likelihood)(**snapshot["likelihood"]).to(self.bnn.device)
+        if self.held_out is not None:
+            self.held_out.likelihood = self.likelihood
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        state = {
+            "current": self._snapshot(),
+            "engine": self.engine.state(),
+            "best": self.best,
+            "stage_best": self.stage_best,
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "waited": self.waited,
+            "worse_stages": self.worse_stages,
+            "seconds": self.seconds,
+            "history": [asdict(record) for record in self.history],
+            "trials": [asdict(trial) for trial in self.trials],
+            "survey": {
+                "num_examples": self.num_examples,
+                "batches": self.batches,
+                "rows": self.rows,
+                "provenance": self.provenance.to_tensor(),
+            },
+            "loader": generator_states(self.loader),
+        }
+        save_checkpoint(self.checkpoint, state, self.signature)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.best, self.stage_best = state["best"], state["stage_best"]
+        self.stage, self.epoch, self.waited = state["stage"], state["epoch"], state["waited"]
+        self.worse_stages, self.seconds = state["worse_stages"], state["seconds"]
+        self.history = [FitRecord(**record) for record in state["history"]]
+        self.trials = [TemperatureTrial(**trial) for trial in state["trials"]]
+        if self.epoch > 0:
+            self.engine.begin(self.schedule[self.stage], self.epochs * self.batches)
+        self.engine.load_state(state["engine"])
+        self._restore(state["current"])
+        set_generator_states(self.loader, state["loader"])
