@@ -140,7 +140,7 @@ def figure(runs: list[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Write the page."""
-    mlp, cnn = read("overfit_mlp"), read("pretrained_cnn")
+    mlp, quick, cnn = read("overfit_mlp"), read("overfit_mlp_quick"), read("pretrained_cnn")
     save_figure(figure(mlp["runs"]), DOCS / "figures" / "overfit_mlp.png")
     template = (Path(__file__).parent / "results.md.in").read_text(encoding="utf-8")
     parts = {
@@ -150,6 +150,10 @@ def main() -> None:
         "MLP_TRIALS": trials(mlp["runs"]),
         "MLP_SECONDS": seconds(mlp["runs"]),
         "MLP_WHERE": where(mlp),
+        "QUICK_TABLE": quality(quick["runs"], ("kmnist", "inverted", "noise")),
+        "QUICK_SEEDS_TAU": per_seed(quick["runs"], "STF-BNN + τ"),
+        "QUICK_SECONDS": seconds(quick["runs"]),
+        "QUICK_WHERE": where(quick),
         "CNN_TABLE": quality(cnn["runs"], ("kmnist", "fashion")),
         "CNN_SEEDS": per_seed(cnn["runs"], "STF-BNN"),
         "CNN_SEEDS_TAU": per_seed(cnn["runs"], "STF-BNN + τ"),
