@@ -1,4 +1,4 @@
-"""Write docs/results.md and its figure from the raw results of the benchmarks.
+"""Write docs/results.md, its figure and the README's table from the raw results of the benchmarks.
 
 python benchmarks/summary.py
 """
@@ -17,6 +17,7 @@ from stfbnn.files import write_text
 from stfbnn.report import save_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- written by benchmarks/summary.py -->", "<!-- end -->"
 SHOWN = (
     ("accuracy", "accuracy"),
     ("nll", "NLL"),
@@ -139,7 +140,7 @@ def figure(runs: list[dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, and the table of the README."""
     mlp, quick, cnn = read("overfit_mlp"), read("overfit_mlp_quick"), read("pretrained_cnn")
     save_figure(figure(mlp["runs"]), DOCS / "figures" / "overfit_mlp.png")
     template = (Path(__file__).parent / "results.md.in").read_text(encoding="utf-8")
@@ -164,6 +165,10 @@ def main() -> None:
     for name, text in parts.items():
         template = template.replace(f"@{name}@", text)
     write_text(DOCS / "results.md", template)
+    readme = DOCS.parent / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    write_text(readme, f"{before}{BEGIN}\n{quality(mlp['runs'], ())}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from stfbnn.cli import app
 from stfbnn.cli.demo import _reading
 from stfbnn.errors import InputError
 
+# Two epochs do not converge, as the warning says; here only the way through matters.
+pytestmark = pytest.mark.filterwarnings("ignore:on the held-out data")
 SETTINGS = demo.DemoSettings(train_epochs=10, fit_epochs=2, temperatures=(0.3, 0.1), samples=8, patches=20)
 
 

@@ -315,3 +315,14 @@ def test_honest_duplicates_can_be_allowed() -> None:
             max_seen_share=1.0,
             temperatures=[1.0],
         )
+
+
+def test_a_posterior_that_is_no_better_than_the_network_is_said() -> None:
+    x_val, y_val = classification(200, seed=1)
+    net = trained(mlp(), X, Y, 30)
+    bnn = bayesianize(net, X[:2])
+    with pytest.warns(UserWarning, match="no better than the trained network"):
+        run = fit(bnn, loader(X, Y), epochs=1, val_loader=loader(x_val, y_val), temperature=3.0)
+    own = float(nn.functional.cross_entropy(net(x_val), y_val).detach())
+    assert run.network_held_out_nll == pytest.approx(own, abs=1e-6)
+    assert f"{own:.4f}" in str(run.table().caption)

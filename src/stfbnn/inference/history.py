@@ -55,6 +55,7 @@ class FitRun:
     Attributes:
         history: Every epoch, in order.
         trials: The temperatures that were tried on held-out data; empty without.
+        network_held_out_nll: The trained network's own held-out NLL, to compare the trials with; None without held-out data.
         temperature: T of the posterior that was kept.
         predictive_temperature: τ that was kept.
         num_examples: N.
@@ -63,6 +64,7 @@ class FitRun:
 
     history: tuple[FitRecord, ...]
     trials: tuple[TemperatureTrial, ...]
+    network_held_out_nll: float | None
     temperature: float
     predictive_temperature: float
     num_examples: int
@@ -70,7 +72,9 @@ class FitRun:
 
     def table(self) -> Table:
         """The last epoch of every stage, for a terminal."""
-        table = Table(title="Stage two", title_justify="left")
+        own = self.network_held_out_nll
+        caption = None if own is None else f"The trained network's own held-out NLL is {own:.4f}."
+        table = Table(title="Stage two", title_justify="left", caption=caption, caption_justify="left")
         for heading in ("T", "epochs", "free energy", "NLL", "KL", "mean σ", "held-out NLL", "τ", "seconds"):
             table.add_column(heading, justify="right")
         trials = {trial.temperature: trial for trial in self.trials}

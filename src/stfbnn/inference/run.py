@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
@@ -54,6 +55,7 @@ class Run:
         self.schedule, self.progress = schedule, progress
         self.held_out: HeldOut | None = None
         self.most_seen = 0.0
+        self.network_nll: float | None = None
         self.history: list[FitRecord] = []
         self.trials: list[TemperatureTrial] = []
         self.best: dict[str, Any] | None = None
@@ -145,6 +147,9 @@ class Run:
         self.engine = build_engine(
             engine, posterior, prior, self.num_examples, self.batches, curvature.to(mean), options
         )
+        if self.held_out is not None:
+            # The survey has set a noise that is learned, and the posterior's mean is still at the trained weights.
+            self.network_nll = self.held_out.nll(weights="mean") if saved is None else saved["network_nll"]
         if saved is not None:
             self._load(saved)
 
@@ -254,6 +259,13 @@ class Run:
         """Take the best posterior and tell the network that it is fitted."""
         assert self.best is not None  # noqa: S101 - there is at least one stage
         self._restore(self.best)
+        if self.network_nll is not None and not self.best["nll"] < self.network_nll:
+            warnings.warn(
+                f"on the held-out data the Bayesian network (NLL {self.best['nll']:.4f} at T={self.best['temperature']:g}) is "
+                f"no better than the trained network ({self.network_nll:.4f}): it has not converged (try more epochs), or "
+                f"there was nothing to repair",
+                stacklevel=3,
+            )
         self.bnn.likelihood = self.likelihood
         self.bnn.num_examples = self.num_examples
         self.bnn.temperature = float(self.best["temperature"])
@@ -261,6 +273,7 @@ class Run:
         return FitRun(
             history=tuple(self.history),
             trials=tuple(self.trials),
+            network_held_out_nll=self.network_nll,
             temperature=self.bnn.temperature,
             predictive_temperature=self.bnn.predictive_temperature,
             num_examples=self.num_examples,
@@ -291,6 +304,7 @@ class Run:
             "seconds": self.seconds,
             "history": [asdict(record) for record in self.history],
             "trials": [asdict(trial) for trial in self.trials],
+            "network_nll": self.network_nll,
             "survey": {
                 "num_examples": self.num_examples,
                 "batches": self.batches,
