@@ -145,7 +145,7 @@ def test_dataset_agrees_with_loader_under_the_default_collate(targets):
 
 def test_dataset_items():
     split = image_split()
-    data = split.dataset()
+    data = SplitDataset(split)
     assert len(data) == 10
     assert torch.equal(data[3][0], split.inputs[3])
     assert torch.equal(data[-1][0], split.inputs[9])

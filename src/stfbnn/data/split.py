@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stfbnn.errors import InputError
 from stfbnn.randomness import generator
-
-if TYPE_CHECKING:
-    from stfbnn.data.loader import SplitDataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +62,6 @@ class Split:
     def take(self, indices: Tensor) -> Split:
         """The examples at ``indices`` (int64, one dimension), in that order, as a split of its own."""
         return Split(self.stored[indices], None if self.targets is None else self.targets[indices])
-
-    def dataset(self) -> SplitDataset:
-        """A torch data set of (input, target) pairs, or of bare inputs where there are no targets."""
-        # The other way round would be a cycle: a loader is made of splits.
-        from stfbnn.data.loader import SplitDataset  # noqa: PLC0415
-
-        return SplitDataset(self)
 
 
 def to_float(stored: Tensor) -> Tensor:
