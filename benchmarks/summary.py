@@ -100,6 +100,11 @@ def steps() -> str:
             lines.append(
                 f"| {content['batch']} | {name} | {values['median']:.3f} | {values['min']:.3f} to {values['max']:.3f} |"
             )
+    for file in files:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["convolutions_alone"]:
+            name = "the convolutions of one draw alone (profiled)"
+            lines.append(f"| {content['batch']} | {name} | {content['convolutions_alone']:.3f} | |")
     lines += [
         "",
         "| batch | rows run at once | bytes kept for the backward pass, of a training step's |",
