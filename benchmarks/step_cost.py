@@ -1,7 +1,8 @@
 """What a step of stage two costs, in time and in memory for the backward pass, against a step of ordinary training.
 
     OMP_NUM_THREADS=1 python benchmarks/step_cost.py --batch 128
-    OMP_NUM_THREADS=1 python benchmarks/step_cost.py --batch 512 --name step_cost_512
+    OMP_NUM_THREADS=1 python benchmarks/step_cost.py --batch 512 --rounds 15 --name step_cost_512
+    OMP_NUM_THREADS=2 python benchmarks/step_cost.py --batch 128 --name step_cost_two_threads
 
 A ResNet-20 on 32x32 images, both in channels_last. The two kinds of step alternate in one process, so that a
 change in the machine's speed meets both; each round gives one ratio, and the median over the rounds is quoted. The bytes

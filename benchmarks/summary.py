@@ -93,18 +93,22 @@ def where(content: dict[str, Any]) -> str:
 def steps() -> str:
     """The cost of a step."""
     files = sorted(RESULTS.glob("step_cost*.json"))
-    lines = ["| batch | step of stage two | median of its ratio to a training step | min to max |", "|---" * 4 + "|"]
+    lines = [
+        "| batch | threads | step of stage two | median of its ratio to a training step | min to max |",
+        "|---" * 5 + "|",
+    ]
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
+        threads = content["environment"]["threads"]
         for name, values in content["step_ratios"].items():
-            lines.append(
-                f"| {content['batch']} | {name} | {values['median']:.3f} | {values['min']:.3f} to {values['max']:.3f} |"
-            )
+            spread_of = f"{values['min']:.3f} to {values['max']:.3f}"
+            lines.append(f"| {content['batch']} | {threads} | {name} | {values['median']:.3f} | {spread_of} |")
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["convolutions_alone"]:
             name = "the convolutions of one draw alone (profiled)"
-            lines.append(f"| {content['batch']} | {name} | {content['convolutions_alone']:.3f} | |")
+            threads = content["environment"]["threads"]
+            lines.append(f"| {content['batch']} | {threads} | {name} | {content['convolutions_alone']:.3f} | |")
     lines += [
         "",
         "| batch | rows run at once | bytes kept for the backward pass, of a training step's |",
