@@ -172,11 +172,8 @@ class BayesianNetwork(nn.Module):
         }
         if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
             # Its gradient is cut off by definition, so it could not be inferred: it keeps its trained value.
-            parameters["weight"] = parameters["weight"].index_copy(
-                0,
-                torch.tensor([layer.padding_idx], device=vector.device),
-                layer.weight.detach()[layer.padding_idx : layer.padding_idx + 1 or None],
-            )
+            row = torch.tensor([layer.padding_idx], device=vector.device)
+            parameters["weight"] = parameters["weight"].index_copy(0, row, layer.weight.detach()[row])
         scale, shift = self._scale, self._shift
         if scale is not None and shift is not None:
             parameters = apply_first_layer_affine(layer, parameters, scale, shift)
