@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stfbnn.batches import Inputs, rechunk, rows
+from stfbnn.batches import Inputs, batch_size, rechunk
 from stfbnn.draws import chunk_rows
 from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork
@@ -18,9 +18,9 @@ from stfbnn.network import BayesianNetwork
 
 def chunks(inputs: Inputs, target: Tensor, device: torch.device) -> list[tuple[Inputs, Tensor]]:
     """Cut a minibatch into the chunks that are run at once on ``device``."""
-    size = chunk_rows(inputs, device)
-    parts, targets = rechunk([inputs], size), rechunk([target], size)
-    return [(part, rows(own, 0, len(target))) for part, own in zip(parts, targets, strict=True)]  # type: ignore[misc]
+    parts = list(rechunk([inputs], chunk_rows(inputs, device)))
+    targets = torch.split(target, [batch_size(part) for part in parts])
+    return list(zip(parts, targets, strict=True))
 
 
 class MinibatchLoss:
