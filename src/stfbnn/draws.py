@@ -14,9 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stfbnn.batches import Inputs, batch_size, tensors_of
+from stfbnn.batches import Inputs, batch_size, tensors_of, to_device
 from stfbnn.errors import InputError
+from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork, Weights
+from stfbnn.predictive import Prediction, sums_for
 from stfbnn.randomness import generator
 
 Execution = Literal["auto", "loop", "stacked"]
@@ -110,6 +112,22 @@ class Draws:
                 self._stacked = False
         for index in range(start, self.count):
             yield self._bnn.outputs(self.vector(index), inputs).unsqueeze(0)
+
+    def predict(self, inputs: Inputs, likelihood: Likelihood, temperature: float) -> Prediction:
+        """Average every draw's prediction for one chunk.
+
+        Args:
+            inputs: A chunk on any device.
+            likelihood: What the outputs mean.
+            temperature: τ, by which every draw's logits are divided.
+
+        Raises:
+            InputError: The outputs do not fit the likelihood, or it is not one that can be averaged.
+        """
+        sums = sums_for(likelihood, temperature)
+        for outputs in self.outputs(to_device(inputs, self._bnn.device)):
+            sums.add(outputs)
+        return sums.finish(at_mean=self._weights == "mean")
 
     def _stacks(self, inputs: Inputs) -> Iterator[Tensor]:
         size = max(1, int(_STACK_NUMBERS / (_numbers_per_row(inputs) * batch_size(inputs))))

@@ -84,7 +84,7 @@ class BayesianNetwork(nn.Module):
             layer.sparse = layer.scale_grad_by_freq = False
         self.trained = {name: dict(layer.named_parameters())[name].detach().clone() for name in first_layer.parameters}
         self.layout = ParameterLayout.of(self.trained)
-        weights = self.layout.flatten({name: _at_least_float32(value) for name, value in self.trained.items()})
+        weights = self.trained_vector()
         if not bool(torch.isfinite(weights).all()):
             raise LayerError(
                 f"the layer {first_layer.name!r} holds NaN or infinite weights; train or load the model again"
@@ -126,6 +126,10 @@ class BayesianNetwork(nn.Module):
             raise InputError(f"training mode is expected to be a boolean, but it is {mode!r}")
         self.training = mode
         return self
+
+    def trained_vector(self) -> Tensor:
+        """The layer's trained weights as one vector (d,), in at least float32."""
+        return self.layout.flatten({name: _at_least_float32(value) for name, value in self.trained.items()})
 
     def draw_noise(self, generator: torch.Generator) -> Tensor:
         """Standard normal noise for one draw of weights, from a CPU generator, on this network's device."""
@@ -212,7 +216,7 @@ class BayesianNetwork(nn.Module):
 
     def reset_posterior(self) -> None:
         """Put the posterior and the prior back to where `bayesianize` left them."""
-        weights = self.layout.flatten({name: _at_least_float32(value) for name, value in self.trained.items()})
+        weights = self.trained_vector()
         prior = self.prior_recipe.build(weights)
         fresh = self.family.build(self.layout, weights, prior)
         state = {"posterior": dict(fresh.named_parameters()), "prior_std": prior.std}

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stfbnn.batches import Inputs, as_inputs, batch_size, rechunk, require_finite, split_batch, to_device
+from stfbnn.batches import Inputs, as_inputs, batch_size, rechunk, require_finite, split_batch
 from stfbnn.draws import Draws, Execution, chunk_rows
 from stfbnn.errors import InputError
 from stfbnn.network import BayesianNetwork, Weights
-from stfbnn.predictive import Prediction, sums_for
+from stfbnn.predictive import Prediction
 from stfbnn.progress import progress_bar
 
 
@@ -65,14 +65,10 @@ def predict(
         raise InputError(f"chunk_size must be at least 1, but it is {chunk_size}")
     bnn.check_unchanged()
     draws = Draws(bnn, samples, seed, weights, execution)
-    parts = []
     with progress_bar("predict", _length(data), progress if _is_loader(data) else bool(progress)) as bar:
         batches = _counted(input_batches(data, has_targets, target_key), bar.advance)
-        for chunk in _chunks(batches, bnn, chunk_size):
-            sums = sums_for(likelihood, temperature)
-            for outputs in draws.outputs(chunk):
-                sums.add(outputs)
-            parts.append(sums.finish(at_mean=weights == "mean"))
+        chunks = _chunks(batches, bnn, chunk_size)
+        parts = [draws.predict(chunk, likelihood, temperature) for chunk in chunks]
     if not parts:
         raise InputError("there is nothing to predict: the loader gave no batch")
     return Prediction.concatenate(parts)
@@ -136,5 +132,4 @@ def _chunks(batches: Iterator[Inputs], bnn: BayesianNetwork, chunk_size: int | N
         yield first
         yield from batches
 
-    for chunk in rechunk(all_batches(), size):
-        yield to_device(chunk, bnn.device)
+    yield from rechunk(all_batches(), size)

@@ -104,7 +104,7 @@ def test_curvature_is_the_diagonal_gauss_newton(likelihood: Categorical | Gaussi
     bnn = bayesianize(mlp().double(), x[:2])
     y = torch.randint(0, 3, (64,)) if isinstance(likelihood, Categorical) else torch.randn(64, 3, dtype=torch.float64)
     with progress_bar("", None, show=False) as bar:
-        found = survey(bnn, [(x, y)] * 400, likelihood, "labels", 0, True, bar).curvature
+        found = survey(bnn, [(x, y)] * 400, likelihood, "labels", 0, True, False, bar).curvature
     weights = bnn.posterior.mean_vector().detach()
     jacobian = torch.func.jacrev(lambda w: bnn.outputs(w, x))(weights)
     if isinstance(likelihood, Categorical):

@@ -17,7 +17,7 @@ from stfbnn.errors import InputError
 from stfbnn.inference.survey import checked_batch
 from stfbnn.likelihood import Categorical, Likelihood
 from stfbnn.network import BayesianNetwork, Weights
-from stfbnn.predictive import Prediction, sums_for
+from stfbnn.predictive import Prediction
 from stfbnn.provenance import Provenance, ProvenanceRecorder, overlap
 
 # τ is searched between these.
@@ -100,12 +100,7 @@ class HeldOut:
     def nll(self, predictive_temperature: float = 1.0, weights: Weights = "sample") -> float:
         """Mean negative log density of the averaged predictive, or of that at the mean, nats per example."""
         draws = Draws(self._bnn, self._samples, self._seed, weights)
-        parts = []
-        for chunk in self._chunks:
-            sums = sums_for(self.likelihood, predictive_temperature)
-            for outputs in draws.outputs(to_device(chunk, self._bnn.device)):
-                sums.add(outputs)
-            parts.append(sums.finish(at_mean=weights == "mean"))
+        parts = [draws.predict(chunk, self.likelihood, predictive_temperature) for chunk in self._chunks]
         return -float(Prediction.concatenate(parts).log_density(self._targets).double().mean())
 
     def best_predictive_temperature(self) -> float:

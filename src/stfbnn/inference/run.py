@@ -128,8 +128,16 @@ class Run:
                 seeded(self.seed, "survey"),
                 progress_bar("look at the data", length(self.loader), self.progress) as bar,
             ):
-                wanted = engine == "natural-gradient"
-                found = survey(self.bnn, self.loader, self.likelihood, self.target_key, self.seed, wanted, bar)
+                found = survey(
+                    self.bnn,
+                    self.loader,
+                    self.likelihood,
+                    self.target_key,
+                    self.seed,
+                    curvature=engine == "natural-gradient",
+                    record=self.held_out is not None,
+                    bar=bar,
+                )
             curvature = found.curvature
             surveyed = {
                 "num_examples": num_examples or count_examples(self.loader, found.num_examples),

@@ -34,7 +34,7 @@ class Survey:
         batches: Batches that it gave.
         curvature: Diagonal of the generalised Gauss–Newton matrix of the mean negative log-likelihood at the trained
             weights, (d,); zeros where it was not asked for.
-        provenance: The examples seen.
+        provenance: The examples seen; empty where they were not asked for.
     """
 
     num_examples: int
@@ -64,6 +64,7 @@ def survey(
     target_key: str,
     seed: int,
     curvature: bool,
+    record: bool,
     bar: Reporter,
 ) -> Survey:
     """Go over the data once at the trained weights.
@@ -79,20 +80,22 @@ def survey(
         target_key: The target's entry in mappings.
         seed: Of the drawn labels.
         curvature: Whether to estimate the curvature.
+        record: Whether to record which examples were seen.
         bar: To be advanced once a batch.
 
     Raises:
         InputError: The loader is empty, or a batch is not usable.
     """
     recorder = ProvenanceRecorder()
-    weights = bnn.layout.flatten(bnn.trained).to(bnn.posterior.mean_vector())
+    weights = bnn.trained_vector().to(bnn.posterior.mean_vector())
     total = torch.zeros_like(weights)
     random = generator(seed, "survey")
     draws = _label_draws(loader)
     examples = batches = 0
     for batch in loader:
         inputs, target = checked_batch(batch, target_key)
-        recorder.add(inputs)
+        if record:
+            recorder.add(inputs)
         inputs, target = to_device(inputs, bnn.device), target.to(bnn.device)
         for part, part_target in chunks(inputs, target, bnn.device):
             vector = weights.clone().requires_grad_(curvature)
