@@ -8,7 +8,7 @@ from scipy import stats
 from torch.distributions import Categorical as TorchCategorical
 
 from stfbnn.errors import InputError
-from stfbnn.likelihood import Categorical, Gaussian, build_likelihood, resolve_likelihood
+from stfbnn.likelihood import Bernoulli, Categorical, Gaussian, build_likelihood, resolve_likelihood
 
 LOGITS = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 4, (20,), generator=torch.Generator().manual_seed(1))
@@ -97,8 +97,11 @@ def test_auto_and_names() -> None:
     assert copy.config() == mine.config()
     with pytest.raises(InputError, match="one-hot"):
         resolve_likelihood("auto", torch.nn.functional.one_hot(LABELS, 4).float())
-    with pytest.raises(InputError, match="poisson"):
-        resolve_likelihood("poisson", torch.zeros(3))
+    assert isinstance(resolve_likelihood("auto", torch.zeros(3).bool()), Bernoulli)
+    for name in ("categorical", "bernoulli", "gaussian", "heteroscedastic", "poisson"):
+        assert resolve_likelihood(name, torch.zeros(3)).name == name
+    with pytest.raises(InputError, match=r"student.*bernoulli.*CustomLikelihood"):
+        resolve_likelihood("student", torch.zeros(3))
     rebuilt = build_likelihood("gaussian", {"noise_std": [1.0, 2.0], "learned": True})
     assert rebuilt.config() == {"noise_std": [1.0, 2.0], "learned": True}
 

@@ -241,7 +241,7 @@ def test_a_regression_goes_the_same_way_in_the_targets_unit(table_run, tmp_path)
     assert list(figures["methods"]) == ["trained network", "STF-BNN"]
     assert figures["methods"]["STF-BNN"]["rmse"] < 15
     assert "no test part" in run("evaluate", table_run / "r", code=1).stderr
-    assert "regression" in run("evaluate", table_run / "r", "--ood", "digits", code=1).stderr
+    assert "categorical" in run("evaluate", table_run / "r", "--ood", "digits", code=1).stderr
 
 
 def test_tables_with_other_columns_are_refused(table_run, tmp_path):

@@ -65,8 +65,10 @@ def evaluate(
         raise InputError("--limit says how much of --data to read, which is missing")
     found = fitted.load_run(run, model, model_args, checkpoint, device)
     record = found.record
-    if ood and record.task != "classification":
-        raise InputError("--ood compares entropies, which a regression has not; leave it away")
+    if ood and found.bnn.require_fitted().name != "categorical":
+        raise InputError(
+            "--ood compares entropies of the class, which only a categorical likelihood has; leave it away"
+        )
     part = sources.test_part(record) if choice is None else sources.read_like(record, choice)
     if part.targets is None:
         raise InputError("the data have no targets to compare with; for unlabelled data there is `stfbnn predict`")

@@ -19,7 +19,8 @@ RUN is the folder that `stfbnn fit` wrote. Targets may be there or not; they are
 from its suffix: .csv, .jsonl, .parquet or .npz. It appears whole or not at all.
 
 For classes the columns are class, confidence, entropy, aleatoric, epistemic (these three in nats), and probability_NAME for
-each class; for numbers mean, std, aleatoric_std and epistemic_std, in the target's unit.
+each class; for numbers and counts mean, std, aleatoric_std and epistemic_std, in the target's unit; for labels that are 0
+or 1 label, probability, entropy, aleatoric and epistemic.
 
 Examples:
     stfbnn predict run --data new.csv -o predictions.csv

@@ -10,14 +10,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stfbnn.errors import InputError
 from stfbnn.files import atomic_path
-from stfbnn.predictive import CategoricalPrediction, GaussianPrediction, Prediction
+from stfbnn.predictive import (
+    BernoulliPrediction,
+    CategoricalPrediction,
+    CustomPrediction,
+    GaussianPrediction,
+    HeteroscedasticPrediction,
+    PoissonPrediction,
+    Prediction,
+)
 
 SUFFIXES = (".csv", ".jsonl", ".parquet", ".npz")
 # The columns whose means are worth a line.
-SUMMARISED = ("confidence", "entropy", "aleatoric", "epistemic", "std")
+SUMMARISED = ("probability", "confidence", "entropy", "aleatoric", "epistemic", "std")
 
 Columns = dict[str, NDArray[Any]]
 
@@ -41,11 +50,11 @@ def columns_of(prediction: Prediction, classes: Sequence[str] | None) -> Columns
     """A prediction as named columns of equal length.
 
     Args:
-        prediction: One class, or one or more numbers, an example.
+        prediction: One class, or one or more labels, numbers or counts, an example.
         classes: Names of the classes; None for their numbers.
 
     Raises:
-        InputError: The prediction has several positions an example.
+        InputError: The prediction has several positions an example, or is one of a custom likelihood.
     """
     if isinstance(prediction, CategoricalPrediction) and prediction.log_probs.ndim == 2:
         probs = prediction.probs.numpy()
@@ -58,19 +67,26 @@ def columns_of(prediction: Prediction, classes: Sequence[str] | None) -> Columns
             "epistemic": prediction.epistemic.numpy(),
             **{f"probability_{name}": probs[:, index] for index, name in enumerate(names)},
         }
-    if isinstance(prediction, GaussianPrediction) and prediction.mean.ndim <= 2:
-        columns: Columns = {}
+    if isinstance(prediction, BernoulliPrediction) and prediction.aleatoric.ndim <= 2:
+        figures = {
+            "label": prediction.labels,
+            "probability": prediction.probs,
+            "entropy": prediction.entropy,
+            "aleatoric": prediction.aleatoric,
+            "epistemic": prediction.epistemic,
+        }
+        return _numbered(figures)
+    numbers = GaussianPrediction | HeteroscedasticPrediction | PoissonPrediction
+    if isinstance(prediction, numbers) and prediction.mean.ndim <= 2:
         figures = {
             "mean": prediction.mean,
             "std": prediction.std,
             "aleatoric_std": prediction.aleatoric.sqrt(),
             "epistemic_std": prediction.epistemic.sqrt(),
         }
-        for name, values in figures.items():
-            table = values.reshape(len(prediction), -1).numpy()
-            for index in range(table.shape[1]):
-                columns[name if table.shape[1] == 1 else f"{name}_{index}"] = table[:, index]
-        return columns
+        return _numbered(figures)
+    if isinstance(prediction, CustomPrediction):
+        raise InputError("predictions of a custom likelihood have no table; use stfbnn.predict from Python")
     raise InputError("predictions with several positions an example have no table; use stfbnn.predict from Python")
 
 
@@ -98,6 +114,16 @@ def write(columns: Mapping[str, NDArray[Any]], path: Path) -> None:
                 np.savez(stream, **arrays)
         else:
             _write_parquet(columns, temporary)
+
+
+def _numbered(figures: Mapping[str, Tensor]) -> Columns:
+    """One column for each figure, or one for each of the columns that it has."""
+    columns: Columns = {}
+    for name, values in figures.items():
+        table = values.reshape(len(values), -1).numpy()
+        for index in range(table.shape[1]):
+            columns[name if table.shape[1] == 1 else f"{name}_{index}"] = table[:, index]
+    return columns
 
 
 def _rows(columns: Mapping[str, NDArray[Any]]) -> Any:

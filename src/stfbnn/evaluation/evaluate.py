@@ -15,10 +15,18 @@ from stfbnn.errors import InputError
 from stfbnn.evaluation.calibration import ClassificationMetrics, classification_metrics
 from stfbnn.evaluation.ood import auroc, fpr_at_tpr
 from stfbnn.evaluation.regression import RegressionMetrics, regression_metrics
-from stfbnn.likelihood import Categorical, Gaussian, Likelihood
+from stfbnn.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from stfbnn.network import BayesianNetwork
 from stfbnn.prediction import input_batches, predict
-from stfbnn.predictive import CategoricalPrediction, GaussianPrediction, Prediction, sums_for
+from stfbnn.predictive import (
+    BernoulliPrediction,
+    CategoricalPrediction,
+    GaussianPrediction,
+    HeteroscedasticPrediction,
+    PoissonPrediction,
+    Prediction,
+    sums_for,
+)
 
 TRAINED, SCALED, BAYESIAN = "trained network", "temperature-scaled", "STF-BNN"
 
@@ -27,19 +35,30 @@ def evaluate(prediction: Prediction, targets: Tensor) -> ClassificationMetrics |
     """Compute the figures of a prediction.
 
     Args:
-        prediction: Of N examples; where an example has several positions (N, K, …), each counts as one.
-        targets: Class indices (N, …), or numbers of the shape of the prediction's mean (a dimension of 1 apart).
+        prediction: Of N examples; where an example has several positions (N, K, …) or several 0-or-1 labels, each counts as
+            one. Coverage and ranked probability score of counts are those of a Gaussian of the same mean and standard
+            deviation, as for all numbers: rough where counts are small.
+        targets: Class indices (N, …), labels of the shape of the prediction's probabilities, or numbers of the shape of its
+            mean (a dimension of 1 apart).
 
     Raises:
-        InputError: Shapes or values are wrong.
+        InputError: Shapes or values are wrong, or nobody knows figures for such a prediction.
     """
     if isinstance(prediction, CategoricalPrediction):
         log_probs = prediction.log_probs.movedim(1, -1).flatten(0, -2)
         return classification_metrics(log_probs.exp(), log_probs, targets.flatten())
-    if isinstance(prediction, GaussianPrediction):
+    if isinstance(prediction, BernoulliPrediction):
+        # Refuses targets that do not fit.
+        prediction.log_density(targets)
+        log_probs = torch.stack([prediction.log_negative, prediction.log_positive], dim=-1).flatten(0, -2)
+        return classification_metrics(log_probs.exp(), log_probs, targets.flatten().long())
+    if isinstance(prediction, GaussianPrediction | HeteroscedasticPrediction | PoissonPrediction):
         mean, std = (Gaussian.match(value, targets) for value in (prediction.mean, prediction.std))
         return regression_metrics(mean, std, prediction.log_density(targets), targets)
-    raise InputError(f"figures are known for classes and numbers, not for a {type(prediction).__name__}")
+    raise InputError(
+        f"figures are known for classes, labels, numbers and counts, not for a {type(prediction).__name__}; its log density "
+        f"is prediction.log_density(targets)"
+    )
 
 
 def targets_of(loader: Iterable[Any], target_key: str = "labels") -> Tensor:
@@ -124,9 +143,9 @@ def contenders(
 ) -> Iterator[Contender]:
     """The trained network, the cheapest repair of it, and the Bayesian network.
 
-    For classes the repair is temperature scaling, fitted on the held-out data; it is left out without such data. For
-    numbers the trained network gets the noise that its held-out residuals have (which is the repair), or without such
-    data the Bayesian network's noise.
+    For classes and labels the repair is temperature scaling, fitted on the held-out data; it is left out without such data.
+    For numbers with noise of one size the trained network gets the noise that its held-out residuals have (which is the
+    repair), or without such data the Bayesian network's noise. For other likelihoods no repair is known.
 
     Args:
         model: The trained network.
@@ -156,10 +175,10 @@ def contenders(
             yield Contender(TRAINED, lambda data: trained(data, own), "with the noise of its held-out residuals")
     else:
         yield Contender(TRAINED, trained)
-        if held_out is not None and isinstance(likelihood, Categorical):
+        if held_out is not None and isinstance(likelihood, Categorical | Bernoulli):
             outputs = network_outputs(model, held_out, bnn.output)
-            logits = likelihood.log_probs(outputs.double()).movedim(1, -1).flatten(0, -2)
-            tau = fit_temperature(logits, targets_of(held_out).flatten())
+            logits = _class_logits(likelihood, outputs.double())
+            tau = fit_temperature(logits, targets_of(held_out).flatten().long())
             yield Contender(SCALED, lambda data: trained(data, temperature=tau), f"τ = {tau:.3f} from held-out data")
     yield Contender(BAYESIAN, lambda data: predict(bnn, data, samples=samples, seed=seed, progress=progress))
 
@@ -228,9 +247,19 @@ def side_by_side(
     return SideBySide(targets, predictions, metrics, strange, notes)
 
 
+def _class_logits(likelihood: Categorical | Bernoulli, outputs: Tensor) -> Tensor:
+    """One row of logits for each position or label; those of a label that is 0 or 1 are 0 and the logit."""
+    if isinstance(likelihood, Bernoulli):
+        logits = likelihood.logits(outputs).flatten()
+        return torch.stack([torch.zeros_like(logits), logits], dim=1)
+    return likelihood.log_probs(outputs).movedim(1, -1).flatten(0, -2)
+
+
 def _out_of_distribution(inside: Prediction, outside: Prediction) -> OutOfDistribution:
     if not (isinstance(inside, CategoricalPrediction) and isinstance(outside, CategoricalPrediction)):
-        raise InputError("strange examples are told by their entropy, which a regression has not")
+        raise InputError(
+            "strange examples are told by the entropy of their class; a regression, counts or separate labels have none"
+        )
     epistemic = None if inside.at_mean else auroc(inside.epistemic, outside.epistemic)
     return OutOfDistribution(
         prediction=outside,
