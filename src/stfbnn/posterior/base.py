@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -62,6 +62,21 @@ class Posterior(nn.Module, ABC):
         """The marginal posterior standard deviations, under the layer's own parameter names; detached copies."""
         return self.layout.unflatten(self.std_vector().detach().clone())
 
+    def log_prob(self, weights: Tensor) -> Tensor:
+        """log q(w) in nats at weights (..., d), shape (...); for families that have a density.
+
+        Raises:
+            InputError: The family has none.
+        """
+        del weights
+        raise InputError(f"the posterior family {self.family!r} has no density")
+
+    def set_std(self, std: Tensor) -> None:
+        """Take marginal standard deviations (d,) as the new start, without correlations; by default nothing changes.
+
+        Inference calls it with an estimate from the data where the recipe leaves the initial width open.
+        """
+
     def covariance(self) -> Tensor:
         """The covariance matrix (d, d), for families that have one.
 
@@ -71,11 +86,14 @@ class Posterior(nn.Module, ABC):
         raise InputError(f"the posterior family {self.family!r} keeps no covariance matrix")
 
     def tensors(self) -> dict[str, Tensor]:
-        """q's parameters as named tensors for a file: ``"loc.weight"`` and the like; detached, contiguous."""
+        """q's parameters and persistent buffers as named tensors for a file; detached, contiguous.
+
+        One number a weight is kept under the layer's own names, ``"loc.weight"`` and the like, anything else as it is.
+        """
         named = {}
-        for key, value in self.named_parameters():
-            for name, part in self.layout.unflatten(value.detach()).items():
-                named[f"{key}.{name}"] = part.contiguous().clone()
+        for prefix, owner, key, value in self._state():
+            for name, tensor in owner._pack(key, value).items():
+                named[prefix + name] = tensor.contiguous().clone()
         return named
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -96,9 +114,35 @@ class Posterior(nn.Module, ABC):
                     f"the posterior's tensor {name!r} is {tuple(tensor.shape)} of {tensor.dtype}, but the layer needs "
                     f"{tuple(expected[name].shape)} of {expected[name].dtype}"
                 )
-        for key, value in self.named_parameters():
-            joined = self.layout.flatten({name: tensors[f"{key}.{name}"] for name in self.layout.names})
-            value.detach().copy_(joined)
+        for prefix, owner, key, value in self._state():
+            packed = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            owner._unpack(key, value, packed)
+
+    def _pack(self, key: str, value: Tensor) -> dict[str, Tensor]:
+        """One entry of the state as named tensors for a file; a family whose tensors hold more than they need overrides it."""
+        if tuple(value.shape) != (self.layout.size,):
+            return {key: value}
+        return {f"{key}.{name}": part for name, part in self.layout.unflatten(value).items()}
+
+    def _unpack(self, key: str, value: Tensor, packed: Mapping[str, Tensor]) -> None:
+        """Write one entry of the state, in place, from what `_pack` made of it."""
+        if tuple(value.shape) != (self.layout.size,):
+            value.copy_(packed[key])
+        else:
+            value.copy_(self.layout.flatten({name: packed[f"{key}.{name}"] for name in self.layout.names}))
+
+    def _state(self) -> Iterator[tuple[str, Posterior, str, Tensor]]:
+        """Every entry of the state, detached, with the posterior that it belongs to: this one, or one inside it.
+
+        Yields:
+            That posterior's prefix ("" for this one), the posterior, the entry's name there, and its value.
+        """
+        owners = {
+            f"{path}." if path else "": part for path, part in self.named_modules() if isinstance(part, Posterior)
+        }
+        for key, value in self.state_dict().items():
+            prefix = max((prefix for prefix in owners if key.startswith(prefix)), key=len)
+            yield prefix, owners[prefix], key.removeprefix(prefix), value.detach()
 
 
 @runtime_checkable

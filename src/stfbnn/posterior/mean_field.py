@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -56,6 +57,16 @@ class MeanFieldPosterior(Posterior):
         shift = ((self.loc - prior.mean) / prior.std).square()
         return 0.5 * (ratio + shift - 1 - 2 * (self.log_std - prior.std.log())).sum()
 
+    def log_prob(self, weights: Tensor) -> Tensor:
+        """Σ_i log N(w_i; μ_i, σ_i²)."""
+        standard = (weights - self.loc) / self.log_std.exp()
+        return -(0.5 * standard.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+    @torch.no_grad()
+    def set_std(self, std: Tensor) -> None:
+        """σ."""
+        self.log_std.copy_(std.log())
+
     def covariance(self) -> Tensor:
         """The diagonal matrix of σ²."""
         if self.layout.size > MAX_COVARIANCE_SIZE:
@@ -75,8 +86,8 @@ class MeanField:
     """Recipe for a mean-field Gaussian posterior.
 
     Attributes:
-        initial_std: σ at the start, for all weights; None takes a tenth of the prior's. Natural-gradient inference
-            replaces it by an estimate from the data; Bayes by Backprop starts from it.
+        initial_std: σ at the start of inference, for all weights; None leaves it to inference, which estimates one from
+            the curvature of the loss (before that, σ is a tenth of the prior's). The natural-gradient engine always does.
     """
 
     initial_std: float | None = None
