@@ -24,14 +24,31 @@ if TYPE_CHECKING:
         NotFittedError,
         StfbnnError,
     )
+    from stfbnn.inference.estimators import Flipout, LocalReparameterization, PerExample, SharedSample
     from stfbnn.inference.fit import fit
     from stfbnn.inference.history import FitRecord, FitRun, TemperatureTrial
-    from stfbnn.likelihood import Categorical, Gaussian, Likelihood
+    from stfbnn.likelihood import (
+        Bernoulli,
+        Categorical,
+        CustomLikelihood,
+        Gaussian,
+        HeteroscedasticGaussian,
+        Likelihood,
+        Poisson,
+    )
     from stfbnn.locate import FirstLayer, locate_first_layer
     from stfbnn.network import BayesianNetwork, bayesianize
-    from stfbnn.posterior import MeanField, Posterior
+    from stfbnn.posterior import Filterwise, Full, LowRank, MeanField, Mixture, PointMass, Posterior, register_family
     from stfbnn.prediction import predict
-    from stfbnn.predictive import CategoricalPrediction, GaussianPrediction, Prediction
+    from stfbnn.predictive import (
+        BernoulliPrediction,
+        CategoricalPrediction,
+        CustomPrediction,
+        GaussianPrediction,
+        HeteroscedasticPrediction,
+        PoissonPrediction,
+        Prediction,
+    )
     from stfbnn.prior import GaussianPrior, Normal
     from stfbnn.training import TrainRun, train
 
@@ -49,14 +66,31 @@ _HOMES = {
         "NotFittedError",
         "StfbnnError",
     ),
+    "inference.estimators": ("Flipout", "LocalReparameterization", "PerExample", "SharedSample"),
     "inference.fit": ("fit",),
     "inference.history": ("FitRecord", "FitRun", "TemperatureTrial"),
-    "likelihood": ("Categorical", "Gaussian", "Likelihood"),
+    "likelihood": (
+        "Bernoulli",
+        "Categorical",
+        "CustomLikelihood",
+        "Gaussian",
+        "HeteroscedasticGaussian",
+        "Likelihood",
+        "Poisson",
+    ),
     "locate": ("FirstLayer", "locate_first_layer"),
     "network": ("BayesianNetwork", "bayesianize"),
-    "posterior": ("MeanField", "Posterior"),
+    "posterior": ("Filterwise", "Full", "LowRank", "MeanField", "Mixture", "PointMass", "Posterior", "register_family"),
     "prediction": ("predict",),
-    "predictive": ("CategoricalPrediction", "GaussianPrediction", "Prediction"),
+    "predictive": (
+        "BernoulliPrediction",
+        "CategoricalPrediction",
+        "CustomPrediction",
+        "GaussianPrediction",
+        "HeteroscedasticPrediction",
+        "PoissonPrediction",
+        "Prediction",
+    ),
     "prior": ("GaussianPrior", "Normal"),
     "training": ("TrainRun", "train"),
 }
@@ -65,25 +99,42 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "ArtifactError",
     "BayesianNetwork",
+    "Bernoulli",
+    "BernoulliPrediction",
     "Categorical",
     "CategoricalPrediction",
     "CheckpointError",
+    "CustomLikelihood",
+    "CustomPrediction",
     "DataError",
+    "Filterwise",
     "FirstLayer",
     "FitRecord",
     "FitRun",
+    "Flipout",
+    "Full",
     "Gaussian",
     "GaussianPrediction",
     "GaussianPrior",
+    "HeteroscedasticGaussian",
+    "HeteroscedasticPrediction",
     "InputError",
     "LayerError",
     "Likelihood",
+    "LocalReparameterization",
+    "LowRank",
     "MeanField",
+    "Mixture",
     "ModelChangedError",
     "Normal",
     "NotFittedError",
+    "PerExample",
+    "PointMass",
+    "Poisson",
+    "PoissonPrediction",
     "Posterior",
     "Prediction",
+    "SharedSample",
     "StfbnnError",
     "TemperatureTrial",
     "TrainRun",
@@ -92,6 +143,7 @@ __all__ = [
     "load",
     "locate_first_layer",
     "predict",
+    "register_family",
     "save",
     "train",
 ]

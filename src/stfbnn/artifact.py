@@ -128,7 +128,7 @@ def load(
     with torch.no_grad():
         bnn.posterior.load_tensors(tensors)
         _check_std(bnn.posterior)
-        bnn.prior.std.copy_(torch.tensor(config.positive("prior.std"), dtype=torch.float64))
+        bnn.prior.set_scales(torch.tensor(_prior_scales(config, bnn), dtype=torch.float64))
     bnn.temperature = config.positive("temperature")
     bnn.predictive_temperature = config.positive("predictive_temperature")
     bnn.num_examples = config.get("num_examples", int, type(None))
@@ -138,7 +138,7 @@ def load(
 
 def _entries(bnn: BayesianNetwork, likelihood: Likelihood) -> dict[str, Any]:
     """All of ``config.json`` but what describes the files."""
-    layer = bnn.first_layer
+    layer, scales = bnn.first_layer, bnn.prior.scales.tolist()
     return {
         "library_version": _library_version(),
         "layer": {
@@ -155,7 +155,7 @@ def _entries(bnn: BayesianNetwork, likelihood: Likelihood) -> dict[str, Any]:
             "trunk_fingerprint": bnn.trunk_fingerprint,
         },
         "posterior": {"family": bnn.posterior.family, "config": bnn.posterior.config()},
-        "prior": {"recipe": bnn.prior_recipe.config(), "std": bnn.prior.std.item()},
+        "prior": {"recipe": bnn.prior_recipe.config(), "std": scales if bnn.prior_recipe.per_parameter else scales[0]},
         "likelihood": {"name": likelihood.name, "config": likelihood.config()},
         "temperature": bnn.temperature,
         "predictive_temperature": bnn.predictive_temperature,
@@ -207,9 +207,26 @@ def _family(config: Config) -> PosteriorFamily:
 
 def _prior(config: Config) -> Normal:
     try:
-        return Normal(**config.mapping("prior.recipe"))
+        prior = Normal(**config.mapping("prior.recipe"))
     except (StfbnnError, TypeError) as error:
         raise ArtifactError(f"config.json: the prior cannot be built ({error})") from error
+    named = list(config.texts("layer.parameters"))
+    if isinstance(prior.std, Mapping) and sorted(prior.std) != sorted(named):
+        raise ArtifactError(
+            f"config.json: the prior has scales for {list(prior.std)}, but the layer's parameters are {named}"
+        )
+    return prior
+
+
+def _prior_scales(config: Config, bnn: BayesianNetwork) -> list[float]:
+    if not bnn.prior_recipe.per_parameter:
+        return [config.positive("prior.std")]
+    scales = config.positives("prior.std")
+    if len(scales) != len(bnn.layout.names):
+        raise ArtifactError(
+            f"config.json: 'prior.std' has {len(scales)} numbers, but the layer has {len(bnn.layout.names)} parameters"
+        )
+    return scales
 
 
 def _likelihood(config: Config) -> Likelihood:

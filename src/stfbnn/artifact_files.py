@@ -89,6 +89,15 @@ class Config:
             raise ArtifactError(f"{CONFIG}: {path!r} must be positive and finite, but it is {value!r}")
         return float(value)
 
+    def positives(self, path: str) -> list[float]:
+        """A list of positive finite numbers."""
+        values = self.get(path, list)
+        if not all(type(value) in (int, float) and 0 < value < math.inf for value in values):
+            raise ArtifactError(
+                f"{CONFIG}: {path!r} must be a list of positive and finite numbers, but it is {values!r}"
+            )
+        return [float(value) for value in values]
+
 
 def tensor_specs(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Shape and dtype of each tensor, JSON-able."""

@@ -1,6 +1,8 @@
 """Running posterior draws through the network: the same draws whatever the batching, in bounded memory.
 
-Draw number s of a seed is one fixed weight vector. Inputs are cut into chunks whose size follows from their shape and the
+Draw number s of a seed is one fixed weight vector. A mixture's draws are dealt out to its components, in a fixed order that
+keeps each component's number of draws near its weight's share, and every draw carries its share of the sum, so that the
+weights of the components add no noise. Inputs are cut into chunks whose size follows from their shape and the
 device, so that neither the caller's batch size nor a timing changes an answer. On a CPU the draws of a chunk run one after
 another (fastest there: the chunk stays in the cache); on an accelerator they are stacked.
 """
@@ -18,6 +20,7 @@ from stfbnn.batches import Inputs, batch_size, tensors_of, to_device
 from stfbnn.errors import InputError
 from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork, Weights
+from stfbnn.posterior import MixturePosterior, Posterior, components_of
 from stfbnn.predictive import Prediction, sums_for
 from stfbnn.randomness import generator
 
@@ -45,10 +48,14 @@ class Draws:
 
     Args:
         bnn: The network.
-        samples: S, the number of draws.
+        samples: S, the number of draws. A mixture takes at least one a component, and point masses exactly one.
         seed: Which draws; draw s is the same whatever S is.
         weights: "sample", or "mean" for the posterior mean as the only draw.
         execution: "loop" runs draw after draw, "stacked" several at once by vmap, "auto" takes the faster for the device.
+
+    Attributes:
+        count: The number of draws.
+        shares: What each draw counts in averages, (count,), summing to 1, in float64; None where all count the same.
 
     Raises:
         InputError: ``samples`` is not a positive integer, or an option is unknown.
@@ -70,8 +77,19 @@ class Draws:
             raise InputError(f'execution must be "auto", "loop" or "stacked", but it is {execution!r}')
         self._bnn = bnn
         self._seed = seed
-        self.count = samples if weights == "sample" else 1
         self._weights = weights
+        self._components: list[int] | None = None
+        self.shares: Tensor | None = None
+        posterior = bnn.posterior
+        if weights == "mean":
+            self.count = 1
+        elif isinstance(posterior, MixturePosterior):
+            self._components = deal(posterior, samples)
+            self.count = len(self._components)
+            dealt = torch.tensor(self._components)
+            self.shares = posterior.weights.cpu().double()[dealt] / torch.bincount(dealt)[dealt]
+        else:
+            self.count = samples if posterior.noise_size else 1
         self._may_loop = execution != "stacked"
         self._stacked = execution == "stacked" or (execution == "auto" and bnn.device.type != "cpu")
         vector = bnn.posterior.mean_vector()
@@ -82,7 +100,11 @@ class Draws:
     def _draw(self, index: int) -> Tensor:
         if self._weights == "mean":
             return self._bnn.posterior.mean_vector().detach()
-        return self._bnn.posterior.draw(self._bnn.draw_noise(generator(self._seed, "draw", index)))
+        posterior: Posterior = self._bnn.posterior
+        if self._components is not None:
+            posterior = components_of(posterior)[self._components[index]]
+        noise = torch.randn(posterior.noise_size, generator=generator(self._seed, "draw", index))
+        return posterior.draw(noise.to(posterior.mean_vector()))
 
     def vector(self, index: int) -> Tensor:
         """Weight vector (d,) of draw ``index``."""
@@ -125,8 +147,13 @@ class Draws:
             InputError: The outputs do not fit the likelihood, or it is not one that can be averaged.
         """
         sums = sums_for(likelihood, temperature)
+        start = 0
         for outputs in self.outputs(to_device(inputs, self._bnn.device)):
-            sums.add(outputs)
+            if self.shares is None:
+                sums.add(outputs)
+            else:
+                sums.add(outputs, self.shares[start : start + len(outputs)])
+            start += len(outputs)
         return sums.finish(at_mean=self._weights == "mean")
 
     def _stacks(self, inputs: Inputs) -> Iterator[Tensor]:
@@ -150,6 +177,29 @@ class Draws:
 
     def _run_on(self, inputs: Inputs) -> Callable[[Tensor], Tensor]:
         return lambda vector: self._bnn.outputs(vector, inputs)
+
+
+def deal(mixture: MixturePosterior, samples: int) -> list[int]:
+    """Which component each of ``samples`` draws comes from.
+
+    First one of each, then always the component that is furthest behind its weight's share; so component s does not depend
+    on ``samples``, and π_k S draws are missed by less than one wherever that is one or more. Equal weights are served in turn.
+
+    Returns:
+        Numbers of components; K of them where ``samples`` is fewer, or where the components are point masses.
+    """
+    weights = mixture.weights.tolist()
+    size = len(weights) if mixture.is_ensemble else max(samples, len(weights))
+    counts = [0] * len(weights)
+    dealt = []
+    for index in range(size):
+        behind = [weight * (index + 1) - count for weight, count in zip(weights, counts, strict=True)]
+        # Of equals, the first; the tolerance keeps rounding from deciding.
+        most = max(behind) - 1e-9
+        chosen = index if index < len(weights) else next(k for k, value in enumerate(behind) if value >= most)
+        counts[chosen] += 1
+        dealt.append(chosen)
+    return dealt
 
 
 def _numbers_per_row(inputs: Inputs) -> float:

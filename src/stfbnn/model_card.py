@@ -57,12 +57,15 @@ def model_card(bnn: BayesianNetwork, name: str, metrics: Mapping[str, float]) ->
     )
     center = "the trained weights" if prior.center == "pretrained" else "zero"
     learned = ", learned from the data" if prior.learned else ""
+    scales = [f"{scale:.4g}" for scale in bnn.prior.scales.tolist()]
+    if prior.per_parameter:
+        scales = [f"{scale} ({own})" for own, scale in zip(bnn.layout.names, scales, strict=True)]
     rows = {
         "Model": f"{model.class_name}, {model.parameters:,} parameters",
         "First layer": f"{layer} ({shapes})",
         "Random weights": f"{bnn.layout.size:,}",
         "Posterior": f"{bnn.posterior.family}, {size / _BYTES_PER_KIB:,.1f} KiB",
-        "Prior": f"Gaussian, centred on {center}, standard deviation {bnn.prior.std.item():.4g}{learned}",
+        "Prior": f"Gaussian, centred on {center}, standard deviation {', '.join(scales)}{learned}",
         "Likelihood": likelihood.name,
         "Temperature T": f"{bnn.temperature:g}",
         "Predictive temperature τ": f"{bnn.predictive_temperature:.4g}",

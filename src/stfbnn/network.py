@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -89,7 +90,7 @@ class BayesianNetwork(nn.Module):
             raise LayerError(
                 f"the layer {first_layer.name!r} holds NaN or infinite weights; train or load the model again"
             )
-        self.prior: GaussianPrior = prior.build(weights)
+        self.prior: GaussianPrior = prior.build(weights, self.layout)
         self.posterior: Posterior = family.build(self.layout, weights, self.prior)
         self.folding = FoldingReport()
         # Nothing can be folded without inputs on which to check that folding changed nothing.
@@ -168,8 +169,11 @@ class BayesianNetwork(nn.Module):
         """
         self._guard.check()
 
-    def substitution(self, vector: Tensor) -> dict[str, Tensor]:
-        """The network's parameters that a weight vector (d,) stands for, by their full names, ready for a call."""
+    def substitution(self, vector: Tensor, deviation: bool = False) -> dict[str, Tensor]:
+        """The network's parameters that a weight vector (d,) stands for, by their full names, ready for a call.
+
+        With ``deviation``, those that a difference of two weight vectors stands for: a folded batch norm's shift drops out.
+        """
         layer = self.network.get_submodule(self.layer_name)
         parameters = {
             name: value.to(layer.get_parameter(name).dtype) for name, value in self.layout.unflatten(vector).items()
@@ -180,7 +184,9 @@ class BayesianNetwork(nn.Module):
             parameters["weight"] = parameters["weight"].index_copy(0, row, layer.weight.detach()[row])
         scale, shift = self._scale, self._shift
         if scale is not None and shift is not None:
-            parameters = apply_first_layer_affine(layer, parameters, scale, shift)
+            parameters = apply_first_layer_affine(
+                layer, parameters, scale, torch.zeros_like(shift) if deviation else shift
+            )
         return {self._prefix + name: value for name, value in parameters.items()}
 
     def outputs(self, vector: Tensor, inputs: Inputs) -> Tensor:
@@ -191,6 +197,19 @@ class BayesianNetwork(nn.Module):
             return functional_call(self.network, substitution, args, kwargs, tie_weights=False)
 
         return output_tensor(call_model(call, inputs), self.output)
+
+    @contextmanager
+    def layer_forward(self, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Let ``forward`` stand in for the first layer's own forward within a block."""
+        layer: Any = self.network.get_submodule(self.layer_name)
+        own = layer.__dict__.get("forward")
+        layer.forward = forward
+        try:
+            yield
+        finally:
+            del layer.forward
+            if own is not None:
+                layer.forward = own
 
     def require_fitted(self) -> Likelihood:
         """The likelihood that `fit` set.
@@ -217,7 +236,7 @@ class BayesianNetwork(nn.Module):
     def reset_posterior(self) -> None:
         """Put the posterior and the prior back to where `bayesianize` left them."""
         weights = self.trained_vector()
-        prior = self.prior_recipe.build(weights)
+        prior = self.prior_recipe.build(weights, self.layout)
         fresh = self.family.build(self.layout, weights, prior)
         state = {"posterior": dict(fresh.named_parameters()), "prior_std": prior.std}
         self.load_posterior_state(state)
@@ -249,9 +268,10 @@ def bayesianize(
             mapping for ``model(**x)``. The first layer is found by running it once.
         layer: The layer's name where the first one is not wanted.
         posterior: The family of q(w): "mean-field", or a recipe such as ``stfbnn.MeanField(initial_std=0.01)``.
-        prior: p(w): a standard deviation s for N(0, s²); "rms" (s from the trained weights); "empirical-bayes" (s learned);
-            "pretrained" (centred on the trained weights); or ``stfbnn.Normal(…)``. None takes "rms", and "pretrained" for
-            embedding layers, whose rows for tokens that never occur would otherwise be pulled to zero.
+        prior: p(w): a standard deviation s for N(0, s²), or a mapping with one for each of the layer's parameters; "rms" (s
+            from the trained weights), "rms-per-parameter"; "empirical-bayes" (s learned); "pretrained" (centred on the trained
+            weights); or ``stfbnn.Normal(…)``. None takes "rms", and "pretrained" for embedding layers, whose rows for tokens
+            that never occur would otherwise be pulled to zero.
         output: How to take the tensor of predictions out of what the model returns, where that is neither a tensor nor has
             ``logits``.
         fold_batch_norm: Fold frozen batch normalisation into the layers before it where that is exact.

@@ -41,7 +41,8 @@ def predict(
         samples: S, posterior draws to average.
         seed: Which draws.
         weights: "mean" for the deterministic prediction at the posterior mean (one pass; no epistemic uncertainty).
-        predictive_temperature: τ, by which every draw's logits are divided; None takes what `fit` stored.
+        predictive_temperature: τ, by which every draw's logits are divided; None takes what `fit` stored. Logits of classes and
+            of labels only.
         has_targets: False for a loader whose batches are tuples of inputs without a target.
         target_key: The target's entry in a loader's mappings, removed before the model is called.
         chunk_size: Rows run at once; None takes a size that suits the inputs' shape and the device.
@@ -49,13 +50,16 @@ def predict(
         progress: Show a progress bar; None shows it on a terminal, for loaders.
 
     Returns:
-        A `CategoricalPrediction` (``.probs``, ``.entropy``, ``.aleatoric``, ``.epistemic``, ``.labels``, ``.confidence``)
-        or a `GaussianPrediction` (``.mean``, ``.std``, ``.aleatoric``, ``.epistemic``), in the data's order.
+        By the likelihood, in the data's order: a `CategoricalPrediction` or `BernoulliPrediction` (``.probs``, ``.entropy``,
+        ``.aleatoric``, ``.epistemic``, ``.labels``, ``.confidence``); a `GaussianPrediction`, `HeteroscedasticPrediction` or
+        `PoissonPrediction` (``.mean``, ``.std``, ``.aleatoric``, ``.epistemic``); or a `CustomPrediction` (``.draws``,
+        ``.mean``). All have ``.log_density(targets)``.
 
     Raises:
         NotFittedError: `fit` has not run.
         ModelChangedError: The user's model was changed since `bayesianize`.
-        InputError: The data are empty, not finite or of a wrong form, or an argument is.
+        InputError: The data are empty, not finite or of a wrong form, or an argument is, such as a predictive temperature for
+            outputs that are no logits.
     """
     likelihood = bnn.require_fitted()
     temperature = bnn.predictive_temperature if predictive_temperature is None else predictive_temperature

@@ -10,6 +10,7 @@ from core_models import loader, mlp
 from stfbnn.errors import InputError
 from stfbnn.inference import engines
 from stfbnn.inference.engine import Engine, cosine_decay
+from stfbnn.inference.estimators import SharedSample
 from stfbnn.inference.fit import fit
 from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.inference.survey import survey
@@ -45,8 +46,8 @@ def linear_regression() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     ("engine", "options", "epochs", "tolerance"),
     [
         # 10,000 antithetic pairs: the curvature's standard error is about 1.4 %, that of σ half of it.
-        ("natural-gradient", {"curvature_rate": 1e-4, "draws": 16, "learning_rate": 0.05}, 25, 0.01),
-        ("bayes-by-backprop", {"learning_rate": 0.03, "draws": 2}, 50, 0.035),
+        ("natural-gradient", {"curvature_rate": 1e-4, "learning_rate": 0.05}, 25, 0.01),
+        ("bayes-by-backprop", {"learning_rate": 0.03}, 50, 0.035),
     ],
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
@@ -65,6 +66,8 @@ def test_conjugate_regression(
         num_examples=COUNT,
         engine=engine,
         engine_options=options,
+        estimator="antithetic",
+        draws=16 if engine == "natural-gradient" else 2,
         likelihood=Gaussian(noise_std=noise),
         temperature=temperature,
     )
@@ -122,7 +125,8 @@ def make(name: str, **options: object) -> tuple[Engine, Posterior]:
     layout = ParameterLayout(("w",), ((3,),))
     prior = GaussianPrior(torch.zeros(3), torch.tensor(1.0))
     posterior = MeanField(0.3).build(layout, torch.tensor([0.5, -0.2, 0.1]), prior)
-    return engines.build_engine(name, posterior, prior, 100, 10, torch.full((3,), 0.2), options), posterior
+    estimator = SharedSample(2, antithetic=True)
+    return engines.build_engine(name, posterior, prior, 100, 10, torch.full((3,), 0.2), estimator, options), posterior
 
 
 def test_one_newton_step_by_hand() -> None:
@@ -206,13 +210,13 @@ def test_cosine() -> None:
         ("natural-gradient", {"lr": 1.0}, "learning_rate"),
         ("natural-gradient", {"learning_rate": -1.0}, "learning_rate must be positive"),
         ("natural-gradient", {"momentum": 1.0}, "momentum"),
-        ("natural-gradient", {"draws": 3}, "antithetic"),
+        ("natural-gradient", {"curvature_every": 0}, "curvature_every"),
         ("bayes-by-backprop", {"learning_rate": float("nan")}, "learning_rate"),
-        ("bayes-by-backprop", {"draws": 0}, "draws"),
+        ("laplace", {"learning_rate": 0.1}, "settings"),
     ],
 )
 def test_bad_engines_are_refused(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        engines.check_engine(
-            name, options, make("natural-gradient")[1], GaussianPrior(torch.zeros(3), torch.tensor(1.0))
-        )
+        posterior = make("natural-gradient")[1]
+        prior = GaussianPrior(torch.zeros(3), torch.tensor(1.0))
+        engines.check_engine(engines.resolve_engine(name, posterior), options, posterior, prior, SharedSample())

@@ -228,7 +228,7 @@ def test_what_stage_one_saw_is_remembered() -> None:
         ({"early_stop": "nll", "temperature": 1.0}, "needs val_loader"),
         ({"engine": "sgd", "temperature": 1.0}, "not known"),
         ({"engine_options": {"lr": 1}, "temperature": 1.0}, "settings"),
-        ({"likelihood": "poisson", "temperature": 1.0}, "likelihood"),
+        ({"likelihood": "student", "temperature": 1.0}, "likelihood"),
         ({"num_examples": 0, "temperature": 1.0}, "num_examples"),
         ({"seed": -1, "temperature": 1.0}, "seed"),
     ],

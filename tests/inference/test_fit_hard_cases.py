@@ -236,7 +236,7 @@ def test_half_precision_models() -> None:
         ({"train_loader": 3}, "batches"),
         ({"epochs": 2.5}, "epochs"),
         ({"val_samples": 0}, "val_samples"),
-        ({"engine_options": {"draws": 3}}, "antithetic"),
+        ({"estimator": "antithetic", "draws": 3}, "antithetic"),
         ({"engine_options": {"learning_rate": "fast"}}, "learning_rate"),
         ({"train_loader": [(X, X[:, 0])], "predictive_temperature": 2.0}, "classification"),
         ({"train_loader": [(X.double(), Y)]}, "does not run"),
@@ -249,7 +249,7 @@ def test_mistakes_are_found_before_the_first_pass(options: dict[str, object], me
         fit(bayesianize(model, X[:2]), **arguments)  # type: ignore[arg-type]
 
 
-def test_likelihoods_without_a_prediction_are_refused_at_once() -> None:
+def test_likelihoods_of_the_user_s_own_keep_their_draws() -> None:
     class Own(Categorical.__base__):  # type: ignore[name-defined, misc]
         name = "own"
 
@@ -263,8 +263,11 @@ def test_likelihoods_without_a_prediction_are_refused_at_once() -> None:
         def config(self) -> dict[str, object]:
             return {}
 
-    with pytest.raises(InputError, match="Categorical"):
-        fit(bayesianize(mlp(), X[:2]), loader(X, Y), likelihood=Own(), temperature=1.0)
+    bnn = bayesianize(mlp(), X[:2])
+    fit(bnn, loader(X, Y), epochs=1, likelihood=Own(), temperature=1.0)
+    pred = predict(bnn, X, samples=4)
+    each = torch.stack([bnn.outputs(Draws(bnn, 4, 0).vector(index), X).sum(1) for index in range(4)])
+    torch.testing.assert_close(pred.log_density(Y), (each.double().logsumexp(0) - math.log(4)).float(), check_dtype=False)
 
 
 def test_an_impossible_checkpoint_is_found_at_once(tmp_path: Path) -> None:

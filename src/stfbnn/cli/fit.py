@@ -79,12 +79,31 @@ def fit(
     batch_size: opt.BatchSize = 128,
     epochs: Annotated[int, typer.Option(help="Passes over the data, for each T.", rich_help_panel=_INFERENCE)] = 10,
     engine: Annotated[
-        str, typer.Option(help="natural-gradient or bayes-by-backprop.", rich_help_panel=_INFERENCE)
-    ] = "natural-gradient",
+        str, typer.Option(help="auto, natural-gradient, bayes-by-backprop or laplace.", rich_help_panel=_INFERENCE)
+    ] = "auto",
     engine_options: Annotated[
         str, typer.Option(help="Its settings, as JSON: '{\"learning_rate\": 0.05}'.", rich_help_panel=_INFERENCE)
     ] = "{}",
-    posterior: Annotated[str, typer.Option(help="Family: mean-field.", rich_help_panel=_INFERENCE)] = "mean-field",
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="Of the gradient: auto, shared, antithetic, per-example, flipout or local-reparameterization.",
+            rich_help_panel=_INFERENCE,
+        ),
+    ] = "auto",
+    draws: Annotated[
+        int | None,
+        typer.Option(help="Passes a step. Default: the estimator's.", rich_help_panel=_INFERENCE, show_default=False),
+    ] = None,
+    posterior: Annotated[
+        str,
+        typer.Option(
+            help="Family: mean-field, low-rank, filterwise, full, mixture or point.", rich_help_panel=_INFERENCE
+        ),
+    ] = "mean-field",
+    posterior_options: Annotated[
+        str, typer.Option(help="Its settings, as JSON: '{\"components\": 4}'.", rich_help_panel=_INFERENCE)
+    ] = "{}",
     prior: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +113,10 @@ def fit(
         ),
     ] = None,
     likelihood: Annotated[
-        str, typer.Option(help="auto, categorical or gaussian.", rich_help_panel=_INFERENCE)
+        str,
+        typer.Option(
+            help="auto, categorical, bernoulli, gaussian, heteroscedastic or poisson.", rich_help_panel=_INFERENCE
+        ),
     ] = "auto",
     temperature: Annotated[
         str | None,
@@ -134,6 +156,7 @@ def fit(
     from stfbnn.files import write_json  # noqa: PLC0415
     from stfbnn.inference.fit import fit as run_inference  # noqa: PLC0415
     from stfbnn.network import bayesianize, parameter_counts  # noqa: PLC0415
+    from stfbnn.posterior import build_family  # noqa: PLC0415
 
     out = Output(as_json)
     folder = output or run
@@ -161,6 +184,7 @@ def fit(
     }
     if temperatures is not None:
         chosen["temperatures"] = opt.parse_numbers("--temperatures", temperatures)
+    family = build_family(posterior, opt.parse_object("--posterior-options", posterior_options))
     chosen_prior = opt.parse_number_or_word("--prior", prior, ("rms", "pretrained", "empirical-bayes"))
     chosen_device = opt.pick_device(device)
     check_target(folder / rec.POSTERIOR, overwrite=True)
@@ -171,7 +195,7 @@ def fit(
     out.note(ready.summary())
     network = ready.network.to(chosen_device)
     example = next(iter(sources.batches(ready.example, ready.record, len(ready.example))))[0].to(chosen_device)
-    bnn = bayesianize(network, example, layer=layer, posterior=posterior, prior=chosen_prior)
+    bnn = bayesianize(network, example, layer=layer, posterior=family, prior=chosen_prior)
     ready.record.write(folder / rec.FIT_RECORD)
     state = folder / rec.FIT_CHECKPOINT
     with resumable(state):
@@ -180,6 +204,8 @@ def fit(
             sources.batches(ready.train, ready.record, batch_size, shuffle=True),
             epochs=epochs,
             engine=engine,
+            estimator=estimator,
+            draws=draws,
             likelihood=likelihood,
             seed=seed,
             val_loader=None if ready.held_out is None else sources.batches(ready.held_out, ready.record, batch_size),

@@ -1,7 +1,7 @@
 """Bayes by Backprop: stochastic variational inference by reparameterised gradients (Blundell et al. 2015).
 
 Works for every posterior family. On one small layer the KL term's gradient on σ is 1/N a weight and drowns in the noise of
-the likelihood's, so σ moves slowly: start from a sensible width, or take the natural-gradient engine.
+the likelihood's, so σ moves slowly from where it starts: take the natural-gradient engine where the family has it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from stfbnn.inference.engine import Engine, Loss, cosine_decay, require_count, require_positive
+from stfbnn.inference.checks import require_positive
+from stfbnn.inference.engine import Engine, cosine_decay
+from stfbnn.inference.estimators import Estimator, Minibatch, Sampler
 from stfbnn.posterior import Posterior
 from stfbnn.prior import GaussianPrior
 
@@ -22,45 +25,64 @@ class BayesByBackprop(Engine):
         posterior: Any family.
         prior: The Gaussian prior.
         num_examples: N.
+        estimator: Of E_q[NLL] and its gradient.
+        curvature: Diagonal of the Gauss–Newton matrix h₀ per example at the start, (d,): at the first temperature the
+            posterior starts with the widths 1/√(λ(h₀ + δ)), λ = N/T, δ the prior's precision over λ; None leaves them as the
+            recipe made them.
         learning_rate: Adam's, at the start.
-        draws: Draws of weights a step, averaged.
     """
 
     name: ClassVar[str] = "bayes-by-backprop"
 
     def __init__(
-        self, posterior: Posterior, prior: GaussianPrior, num_examples: int, learning_rate: float = 1e-3, draws: int = 1
+        self,
+        posterior: Posterior,
+        prior: GaussianPrior,
+        num_examples: int,
+        estimator: Estimator,
+        curvature: Tensor | None = None,
+        learning_rate: float = 1e-3,
     ) -> None:
-        super().__init__(posterior, prior, num_examples)
+        super().__init__(posterior, prior, num_examples, estimator)
         require_positive(learning_rate=learning_rate)
-        require_count(draws=draws)
         self.learning_rate = learning_rate
-        self.draws = draws
+        self._curvature = curvature
         self._adam = torch.optim.Adam(posterior.parameters(), lr=learning_rate)
 
-    def step(self, loss: Loss, generator: torch.Generator) -> float:
-        """One Adam step on the minibatch's free energy; ``draws`` forward and backward passes."""
+    def begin(self, temperature: float, total_steps: int) -> None:
+        """Start the schedule anew; the first time, from the widths that the curvature gives."""
+        super().begin(temperature, total_steps)
+        if self._curvature is not None:
+            effective = self.num_examples / temperature
+            self.posterior.set_std((effective * self._curvature + self.prior.std.square().reciprocal()).rsqrt())
+            self._curvature = None
+
+    def step(self, minibatch: Minibatch, generator: torch.Generator) -> float:
+        """One Adam step on the minibatch's free energy."""
+        posterior = self.posterior
+        leaves = tuple(posterior.parameters())
+        sampler = Sampler(
+            leaves, posterior.draw, lambda: (posterior.mean_vector(), posterior.std_vector()), posterior.noise_size
+        )
+        found = self.estimator.estimate(minibatch, sampler, generator)
         self._adam.zero_grad(set_to_none=True)
-        total = 0.0
-        for _ in range(self.draws):
-            weights = self.posterior.draw(self.noise(generator))
-            value, gradient = loss(weights.detach())
-            # The chain rule through w = draw(ε), with the network's part already computed.
-            weights.backward(gradient / self.draws)  # type: ignore[no-untyped-call]
-            total += value / self.draws
-        divergence = self.posterior.kl(self.prior) * (self.temperature / self.num_examples)
+        with torch.enable_grad():
+            divergence = posterior.kl(self.prior) * (self.temperature / self.num_examples)
         divergence.backward()  # type: ignore[no-untyped-call]
+        for leaf, gradient in zip(leaves, found.gradients, strict=True):
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
         for group in self._adam.param_groups:
             group["lr"] = self.learning_rate * cosine_decay(self.step_count, self.total_steps)
         self._adam.step()
         self.step_count += 1
-        return total
+        return found.nll
 
     def state(self) -> dict[str, Any]:
         """Adam's state and the step."""
         return {"adam": self._adam.state_dict(), "step_count": self.step_count}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back Adam's state and the step."""
+        """Take back Adam's state and the step; the widths are the posterior's own."""
+        self._curvature = None
         self._adam.load_state_dict(state["adam"])
         self.step_count = int(state["step_count"])

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from stfbnn.errors import InputError
-from stfbnn.inference.engine import require_count
-from stfbnn.inference.engines import check_engine
+from stfbnn.inference.checks import require_count
+from stfbnn.inference.engines import check_engine, resolve_engine
+from stfbnn.inference.estimators import Estimator, resolve_estimator
 from stfbnn.inference.history import FitRun
 from stfbnn.inference.loaders import (
     require_rereadable,
 )
 from stfbnn.inference.options import TEMPERATURES, EarlyStop, check_held_out_options, temperature_schedule
 from stfbnn.inference.run import Run
-from stfbnn.likelihood import Categorical, LikelihoodLike
+from stfbnn.likelihood import LikelihoodLike
 from stfbnn.network import BayesianNetwork
 
 
@@ -24,8 +25,10 @@ def fit(
     train_loader: Iterable[Any],
     *,
     epochs: int = 10,
-    engine: str = "natural-gradient",
+    engine: str = "auto",
     engine_options: Mapping[str, Any] | None = None,
+    estimator: str | Estimator = "auto",
+    draws: int | None = None,
     likelihood: LikelihoodLike = "auto",
     seed: int = 0,
     val_loader: Iterable[Any] | None = None,
@@ -52,9 +55,16 @@ def fit(
         bnn: The network, from `bayesianize`.
         train_loader: Batches (inputs, target), or mappings with ``target_key``; it is never split. It must end.
         epochs: Passes over the data, for each temperature.
-        engine: "natural-gradient" or "bayes-by-backprop".
+        engine: "natural-gradient" (mean-field, filterwise and full-covariance Gaussians), "bayes-by-backprop" (every family),
+            or "laplace" (a Gaussian at the trained weights, without optimisation; one pass a temperature, whatever ``epochs``).
+            "auto" takes the first where the family has it, else the second.
         engine_options: Settings of the engine, by name: see `VariationalNewton` and `BayesByBackprop`.
-        likelihood: "auto" (integer targets: categorical; float: Gaussian with learned noise), a name, or an object.
+        estimator: How E_q[NLL] and its gradient are drawn: "shared", "antithetic", "per-example", "flipout",
+            "local-reparameterization", or an object such as ``stfbnn.SharedSample(draws=4)``. "auto" takes local
+            reparameterisation for a mean-field Linear layer that is called once, else antithetic pairs of shared draws.
+        draws: Passes through the network a step; None takes the estimator's own number, two for most.
+        likelihood: "auto" (integer targets: categorical; bool: Bernoulli; float: Gaussian with learned noise), a name
+            ("categorical", "bernoulli", "gaussian", "heteroscedastic", "poisson"), or an object.
         seed: A non-negative integer.
         val_loader: Held-out data that NO stage has seen, for choosing T and τ and for stopping early.
         num_examples: N; None takes the size of the loader's data set.
@@ -90,14 +100,17 @@ def fit(
     check_held_out_options(predictive_temperature, early_stop, val_loader is not None)
     bnn.check_unchanged()
     run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress)
-    if predictive_temperature != 1 and not isinstance(run.likelihood, Categorical):
+    if predictive_temperature != 1 and not run.likelihood.has_logits:
         raise InputError("a predictive temperature belongs to a classification; leave predictive_temperature at 1")
-    check_engine(engine, engine_options or {}, bnn.posterior, bnn.prior)
+    engine = resolve_engine(engine, bnn.posterior)
+    chosen = resolve_estimator(estimator, draws, bnn, run.example)
+    check_engine(engine, engine_options or {}, bnn.posterior, bnn.prior, chosen)
     run.prepare_held_out(val_loader, val_samples, max_seen_share)
     choices = {
         "epochs": epochs,
         "engine": engine,
         "engine_options": dict(engine_options or {}),
+        "estimator": repr(chosen),
         "num_examples": num_examples,
         "predictive_temperature": predictive_temperature,
         "early_stop": early_stop,
@@ -107,7 +120,7 @@ def fit(
     before = bnn.posterior_state()
     try:
         bnn.reset_posterior()
-        run.start(choices, checkpoint, resume)
+        run.start(choices, chosen, checkpoint, resume)
         run.infer(predictive_temperature, early_stop, patience)
         return run.finish()
     except BaseException:

@@ -15,9 +15,10 @@ from stfbnn.batches import rechunk, require_finite, to_device
 from stfbnn.draws import Draws, chunk_rows
 from stfbnn.errors import InputError
 from stfbnn.inference.survey import checked_batch
-from stfbnn.likelihood import Categorical, Likelihood
+from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork, Weights
 from stfbnn.predictive import Prediction
+from stfbnn.predictive.weighting import log_average
 from stfbnn.provenance import Provenance, ProvenanceRecorder, overlap
 
 # τ is searched between these.
@@ -68,8 +69,7 @@ class HeldOut:
         mean = Draws(bnn, 1, seed, "mean")
         first = next(mean.outputs(to_device(self._chunks[0], bnn.device)))[0]
         likelihood.check(first.cpu(), self._targets[: len(first)])
-        if isinstance(likelihood, Categorical):
-            likelihood.check_targets(first, self._targets)
+        likelihood.check_targets(first, self._targets)
         require_finite(self._targets, "the held-out targets")
 
     def refuse_seen(self, seen: Provenance, where: str, most: float) -> None:
@@ -104,29 +104,24 @@ class HeldOut:
         return -float(Prediction.concatenate(parts).log_density(self._targets).double().mean())
 
     def best_predictive_temperature(self) -> float:
-        """τ that minimises the negative log-likelihood of the averaged predictive softmax(logits_s / τ).
+        """τ that minimises the negative log-likelihood of the averaged predictive of each label at logits_s / τ.
 
         Raises:
-            InputError: The likelihood is not categorical.
+            InputError: The likelihood has no logits.
         """
-        if not isinstance(self.likelihood, Categorical):
-            raise InputError("a predictive temperature belongs to a classification; leave predictive_temperature at 1")
-        likelihood, logits, count = self.likelihood, *self._logits()
-        targets = self._targets[:count].long().unsqueeze(1)
+        likelihood, (logits, shares, count) = self.likelihood, self._logits()
+        targets = self._targets[:count]
 
         def loss(log_tau: float) -> float:
-            log_probs = None
-            for draw in logits:
-                one = likelihood.log_probs(draw.double(), math.exp(log_tau))
-                log_probs = one if log_probs is None else torch.logaddexp(log_probs, one)
-            assert log_probs is not None  # noqa: S101 - there is always a draw
-            return -float(log_probs.gather(1, targets).mean())
+            tau = math.exp(log_tau)
+            each = torch.stack([likelihood.label_log_probs(draw.double(), targets, tau) for draw in logits])
+            return -float(log_average(each, shares).mean())
 
         low, high = TAU_RANGE
         found = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": 1e-3})
         return math.exp(found.x)
 
-    def _logits(self) -> tuple[list[Tensor], int]:
+    def _logits(self) -> tuple[list[Tensor], Tensor | None, int]:
         draws = Draws(self._bnn, self._samples, self._seed)
         parts: list[list[Tensor]] = [[] for _ in range(draws.count)]
         rows = used = 0
@@ -138,4 +133,4 @@ class HeldOut:
             used += outputs.numel() * outputs.element_size()
             if used > _LOGIT_BYTES:
                 break
-        return [torch.cat(part) for part in parts], rows
+        return [torch.cat(part) for part in parts], draws.shares, rows

@@ -34,6 +34,23 @@ class FitRecord:
 
 
 @dataclass(frozen=True)
+class StageStart:
+    """q before the first step at one temperature, with the width that the engine gave it.
+
+    Attributes:
+        temperature: T of the stage.
+        kl: KL(q‖p), nats.
+        mean_std: The mean of the posterior's standard deviations.
+        nll: E_q[−log p(y | x, w)] of the first minibatch before the first step, nats per example.
+    """
+
+    temperature: float
+    kl: float
+    mean_std: float
+    nll: float
+
+
+@dataclass(frozen=True)
 class TemperatureTrial:
     """One temperature that was tried.
 
@@ -49,6 +66,45 @@ class TemperatureTrial:
 
 
 @dataclass(frozen=True)
+class ComponentRecord:
+    """One component of a mixture.
+
+    Attributes:
+        number: From 0, which started from the trained weights.
+        start: "trained", "reinitialize" or "perturb".
+        history: Every epoch of its inference, or of its retraining where it is a point mass.
+        retraining: Every epoch of its retraining before that.
+        nll: E_q[−log p(y | x, w)] on the training data over its last epoch, nats per example.
+        held_out_nll: Of its own averaged predictive, nats per example; None without held-out data.
+        distance: ‖μ − μ₀‖ / ‖μ₀‖, between its mean and that of component 0.
+        disagreement: On held-out data, for classes the share of predictions that differ from those of component 0, for numbers
+            the root mean square difference of the means over that of component 0's standard deviations; None without.
+        weight: π in the mixture; 0 if it was dropped.
+        reason: Why it was dropped; empty if it was kept.
+        retraining_seconds: Wall time of finding and retraining it.
+        inference_seconds: Wall time of inferring it, the look at the data included.
+    """
+
+    number: int
+    start: str
+    history: tuple[FitRecord, ...]
+    retraining: tuple[FitRecord, ...]
+    nll: float
+    held_out_nll: float | None
+    distance: float
+    disagreement: float | None
+    weight: float
+    reason: str
+    retraining_seconds: float
+    inference_seconds: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is part of the mixture."""
+        return not self.reason
+
+
+@dataclass(frozen=True)
 class FitRun:
     """The result of `fit`.
 
@@ -60,6 +116,11 @@ class FitRun:
         predictive_temperature: τ that was kept.
         num_examples: N.
         seconds: Wall time of stage two.
+        held_out_nll: Of the posterior that was kept, nats per example; None without held-out data.
+        components: What became of each component of a mixture; empty for other posteriors. ``history`` and ``trials`` are
+            those of component 0.
+        starts: Where each temperature started.
+        engine: The engine's name.
     """
 
     history: tuple[FitRecord, ...]
@@ -69,6 +130,10 @@ class FitRun:
     predictive_temperature: float
     num_examples: int
     seconds: float
+    held_out_nll: float | None = None
+    components: tuple[ComponentRecord, ...] = ()
+    starts: tuple[StageStart, ...] = ()
+    engine: str = ""
 
     def table(self) -> Table:
         """The last epoch of every stage, for a terminal."""
@@ -95,6 +160,36 @@ class FitRun:
             )
         return table
 
+    def component_table(self) -> Table:
+        """A mixture's components, for a terminal."""
+        score = "" if self.held_out_nll is None else f" The mixture's held-out NLL is {self.held_out_nll:.4f}."
+        caption = f"The trained network's own is {self.network_held_out_nll:.4f}." if score else ""
+        table = Table(
+            title="Components", title_justify="left", caption=f"{score} {caption}".strip() or None, caption_justify="left"
+        )
+        headings = ("", "start", "NLL", "held-out NLL", "distance", "disagrees", "weight", "retrain s", "infer s", "")
+        for number, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if number in (1, len(headings) - 1) else "right")
+        for one in self.components:
+            table.add_row(
+                str(one.number),
+                one.start,
+                _figure(one.nll),
+                _figure(one.held_out_nll),
+                f"{one.distance:.2f}",
+                "" if one.disagreement is None else f"{one.disagreement:.1%}",
+                f"{one.weight:.3f}",
+                f"{one.retraining_seconds:.1f}",
+                f"{one.inference_seconds:.1f}",
+                "kept" if one.kept else f"dropped: {one.reason}",
+                style="bold" if one.kept else "dim",
+            )
+        return table
+
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
         return asdict(self)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

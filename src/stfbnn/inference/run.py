@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import torch
 
-from stfbnn.batches import to_device
+from stfbnn.batches import rows, to_device
 from stfbnn.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
 from stfbnn.draws import Draws
 from stfbnn.errors import InputError
-from stfbnn.inference.engines import build_engine
+from stfbnn.inference.engines import ENGINES, blocks_of, build_engine, no_curvature
+from stfbnn.inference.estimators import Estimator
 from stfbnn.inference.held_out import HeldOut
-from stfbnn.inference.history import FitRecord, FitRun, TemperatureTrial
+from stfbnn.inference.history import ComponentRecord, FitRecord, FitRun, StageStart, TemperatureTrial
 from stfbnn.inference.loaders import (
     count_examples,
     generator_states,
@@ -32,10 +33,14 @@ from stfbnn.inference.options import EarlyStop
 from stfbnn.inference.survey import checked_batch, survey
 from stfbnn.likelihood import Likelihood, LikelihoodLike, resolve_likelihood
 from stfbnn.network import BayesianNetwork
-from stfbnn.predictive import sums_for
+from stfbnn.posterior import Mixture, PointMassPosterior
 from stfbnn.progress import progress_bar
 from stfbnn.provenance import Provenance
 from stfbnn.randomness import derive_seed, generator, seeded
+
+# Retraining ends where an epoch lowers the objective by less than this share of what all of them did (of 1 nat at least).
+_FLAT = 2e-3
+_FEWEST_RETRAINING_EPOCHS = 3
 
 
 class Run:
@@ -56,14 +61,37 @@ class Run:
         self.held_out: HeldOut | None = None
         self.most_seen = 0.0
         self.network_nll: float | None = None
+        self.title = "infer"
+        self.follows = False
+        self._begin()
+        self.likelihood = self._first_look(likelihood)
+        self.given_likelihood = self.likelihood.config()
+
+    def _begin(self) -> None:
         self.history: list[FitRecord] = []
         self.trials: list[TemperatureTrial] = []
+        self.starts: list[StageStart] = []
         self.best: dict[str, Any] | None = None
         self.stage = self.epoch = self.waited = self.worse_stages = 0
         self.stage_best: dict[str, Any] | None = None
         self.seconds = 0.0
-        self.likelihood = self._first_look(likelihood)
-        self.given_likelihood = self.likelihood.config()
+
+    def follower(self, seed: int, temperature: float, title: str) -> Run:
+        """A run on the same data for another component of a mixture, to be started once this one has ended.
+
+        It keeps to the temperature, the prior's scale and the likelihood's noise that are there by then, for the components
+        of a mixture share them, and is not scored on held-out data.
+
+        Args:
+            seed: Its own.
+            temperature: T.
+            title: What the progress bar says.
+        """
+        other = copy.copy(self)
+        other.seed, other.schedule, other.title, other.follows = seed, (temperature,), title, True
+        other.likelihood = copy.deepcopy(self.likelihood)
+        other._begin()
+        return other
 
     def _first_look(self, likelihood: LikelihoodLike) -> Likelihood:
         # One batch is enough to find most mistakes, before anything long begins. The survey reads the loader anew.
@@ -79,7 +107,7 @@ class Run:
         except (RuntimeError, TypeError) as error:
             raise InputError(f"the model does not run on the first batch of train_loader: {error}") from error
         chosen.check(outputs, target.to(self.bnn.device))
-        sums_for(chosen, 1.0)
+        self.example = rows(to_device(part, self.bnn.device), 0, 2)
         return chosen
 
     def prepare_held_out(self, loader: Iterable[Any] | None, samples: int, most_seen: float) -> None:
@@ -98,9 +126,16 @@ class Run:
                 self.held_out.refuse_seen(self.bnn.provenance, "stage one", most_seen)
             self.most_seen = most_seen
 
-    def start(self, choices: Mapping[str, Any], checkpoint: str | os.PathLike[str] | None, resume: bool) -> None:
+    def start(
+        self,
+        choices: Mapping[str, Any],
+        estimator: Estimator,
+        checkpoint: str | os.PathLike[str] | None,
+        resume: bool,
+    ) -> None:
         """Make the engine, from a checkpoint or from a first pass over the data."""
-        self.checkpoint, self.epochs = checkpoint, int(choices["epochs"])
+        self.checkpoint = checkpoint
+        self.epochs = int(choices["epochs"]) if ENGINES[str(choices["engine"])].iterates else 1
         self.signature = {
             **choices,
             "layer": self.bnn.layer_name,
@@ -119,10 +154,17 @@ class Run:
         num_examples = choices["num_examples"]
         if checkpoint is not None:
             prepare_checkpoint(checkpoint, self.signature)
+        # Bayes by Backprop keeps to a width that the recipe gives.
+        recipe = self.bnn.family.component_family() if isinstance(self.bnn.family, Mixture) else self.bnn.family
+        open_width = engine != "bayes-by-backprop" or getattr(recipe, "initial_std", None) is None
+        curved = open_width and not isinstance(self.bnn.posterior, PointMassPosterior)
         saved = load_checkpoint(checkpoint, self.signature) if checkpoint is not None and resume else None
         if saved is not None:
             surveyed = saved["survey"]
-            curvature = torch.zeros(self.bnn.layout.size)
+            # A resumed engine brings its own.
+            curvature = no_curvature(self.bnn.posterior)
+        elif self.follows and not curved:
+            curvature = None
         else:
             with (
                 seeded(self.seed, "survey"),
@@ -131,31 +173,35 @@ class Run:
                 found = survey(
                     self.bnn,
                     self.loader,
-                    self.likelihood,
+                    # Where it is settled, what the survey says of the noise is not taken.
+                    copy.deepcopy(self.likelihood) if self.follows else self.likelihood,
                     self.target_key,
                     self.seed,
-                    curvature=engine == "natural-gradient",
-                    record=self.held_out is not None,
+                    curvature=curved,
+                    blocks=blocks_of(self.bnn.posterior),
+                    record=self.held_out is not None and not self.follows,
                     bar=bar,
+                    weights=self.bnn.posterior.mean_vector(),
                 )
             curvature = found.curvature
+        if saved is None and not self.follows:
             surveyed = {
                 "num_examples": num_examples or count_examples(self.loader, found.num_examples),
                 "batches": found.batches,
                 "rows": found.num_examples,
                 "provenance": found.provenance.to_tensor(),
             }
-        self.num_examples, self.batches = int(surveyed["num_examples"]), int(surveyed["batches"])
-        self.rows = int(surveyed["rows"])
-        self.provenance = Provenance.from_tensor(surveyed["provenance"])
-        if self.held_out is not None:
+        if not self.follows:
+            self.num_examples, self.batches = int(surveyed["num_examples"]), int(surveyed["batches"])
+            self.rows = int(surveyed["rows"])
+            self.provenance = Provenance.from_tensor(surveyed["provenance"])
+        if self.held_out is not None and not self.follows:
             self.held_out.refuse_seen(self.provenance, "train_loader", self.most_seen)
         posterior, prior = self.bnn.posterior, self.bnn.prior
-        mean = posterior.mean_vector()
         self.engine = build_engine(
-            engine, posterior, prior, self.num_examples, self.batches, curvature.to(mean), options
+            engine, posterior, prior, self.num_examples, self.batches, curvature, estimator, options
         )
-        if self.held_out is not None:
+        if self.held_out is not None and not self.follows:
             # The survey has set a noise that is learned, and the posterior's mean is still at the trained weights.
             self.network_nll = self.held_out.nll(weights="mean") if saved is None else saved["network_nll"]
         if saved is not None:
@@ -176,11 +222,11 @@ class Run:
                 at = self.schedule[self.stage]
                 if self.epoch == 0:
                     self.engine.begin(at, epochs * self.batches)
-                bar.describe(f"infer at T={at:g}")
-                while self.epoch < epochs and (early_stop is None or self.waited < patience):
+                bar.describe(f"{self.title} at T={at:g}")
+                while self.epoch < epochs and (early_stop is None or self.waited < patience) and not self._is_flat():
                     self._one_epoch(at, early_stop, bar)
                     if self.epoch < epochs:
-                        self._save()
+                        self.save()
                 if self.stage_best is not None:
                     self._restore(self.stage_best)
                     self.engine.load_state(self.stage_best["engine"])
@@ -188,7 +234,7 @@ class Run:
                 self.stage, self.epoch, self.waited, self.stage_best = self.stage + 1, 0, 0, None
                 if self.worse_stages == 2:
                     self.stage = len(self.schedule)
-                self._save()
+                self.save()
 
     def _one_epoch(self, temperature: float, early_stop: EarlyStop | None, bar: Any) -> None:
         bnn, began = self.bnn, time.perf_counter()
@@ -202,10 +248,14 @@ class Run:
                 inputs, target = to_device(inputs, bnn.device), target.to(bnn.device)
                 loss = MinibatchLoss(bnn, self.likelihood, inputs, target)
                 nll = self.engine.step(loss, noise)
+                if self.epoch == examples == 0:
+                    # The estimate is of q before the step.
+                    self.starts.append(StageStart(temperature, kl, mean_std, nll))
                 # In proportion to the batch's size: the survey's estimate counts as one pass over the data, and so does
                 # every epoch, until the average reaches back over a hundred batches.
                 recent = max(1 / (self.batches * (self.epoch + 1)), 0.01)
-                loss.move_likelihood(recent * len(target) * self.batches / self.rows)
+                if not self.follows:
+                    loss.move_likelihood(recent * len(target) * self.batches / self.rows)
                 if not nll < float("inf"):
                     raise InputError(
                         f"the loss became {nll} at T={temperature:g}, epoch {self.epoch + 1}: lower the learning rate with "
@@ -220,7 +270,7 @@ class Run:
             raise InputError(
                 "train_loader gave no batch in this epoch, though it did before; it must be readable again"
             )
-        if bnn.prior.learned:
+        if bnn.prior.learned and not self.follows:
             bnn.prior.update(bnn.posterior.mean_vector().detach(), bnn.posterior.std_vector().detach())
             self.engine.prior_changed()
         self.epoch += 1
@@ -231,9 +281,18 @@ class Run:
         self.seconds += seconds
         self.history.append(FitRecord(temperature, self.epoch, nll + penalty, nll, kl, mean_std, held_out, seconds))
 
+    def _is_flat(self) -> bool:
+        """Whether the retraining of a point mass has stopped to pay; inference always runs its schedule to its end."""
+        if self.epoch < _FEWEST_RETRAINING_EPOCHS or not isinstance(self.bnn.posterior, PointMassPosterior):
+            return False
+        course = [record.free_energy for record in self.history[-self.epoch :]]
+        return course[-2] - course[-1] < _FLAT * max(1.0, course[0] - course[-1])
+
     @torch.no_grad()
     def _width(self) -> tuple[float, float]:
         posterior = self.bnn.posterior
+        if isinstance(posterior, PointMassPosterior):
+            return -float(self.bnn.prior.log_prob(posterior.loc)), 0.0
         return float(posterior.kl(self.bnn.prior)), float(posterior.std_vector().mean())
 
     def _watch(self, early_stop: EarlyStop | None, penalty: float) -> float | None:
@@ -251,7 +310,7 @@ class Run:
     def _score(self, temperature: float, predictive_temperature: float | Literal["held-out"]) -> bool:
         """Score the stage that has ended; keep it if it is the best. Returns whether it was worse than the best."""
         tau = 1.0 if predictive_temperature == "held-out" else float(predictive_temperature)
-        if self.held_out is None:
+        if self.held_out is None or self.follows:
             self.best = {**self._snapshot(), "temperature": temperature, "tau": tau}
             return False
         if predictive_temperature == "held-out":
@@ -263,29 +322,47 @@ class Run:
         self.best = {**self._snapshot(), "temperature": temperature, "tau": tau, "nll": nll}
         return False
 
-    def finish(self) -> FitRun:
-        """Take the best posterior and tell the network that it is fitted."""
+    def take_best(self) -> dict[str, Any]:
+        """Put the best posterior in its place; returns what was noted of it."""
         assert self.best is not None  # noqa: S101 - there is at least one stage
         self._restore(self.best)
-        if self.network_nll is not None and not self.best["nll"] < self.network_nll:
+        return self.best
+
+    def finish(self) -> FitRun:
+        """Take the best posterior and tell the network that it is fitted."""
+        best = self.take_best()
+        return self.conclude(float(best["temperature"]), float(best["tau"]), best.get("nll"))
+
+    def conclude(
+        self,
+        temperature: float,
+        predictive_temperature: float,
+        held_out_nll: float | None,
+        components: tuple[ComponentRecord, ...] = (),
+    ) -> FitRun:
+        """Tell the network that it is fitted, with the posterior that it has, and say how it went."""
+        if self.network_nll is not None and held_out_nll is not None and not held_out_nll < self.network_nll:
             warnings.warn(
-                f"on the held-out data the Bayesian network (NLL {self.best['nll']:.4f} at T={self.best['temperature']:g}) is "
-                f"no better than the trained network ({self.network_nll:.4f}): it has not converged (try more epochs), or "
-                f"there was nothing to repair",
-                stacklevel=3,
+                f"on the held-out data the Bayesian network (NLL {held_out_nll:.4f} at T={temperature:g}) is no better "
+                f"than the trained network ({self.network_nll:.4f}): it has not converged (try more epochs), or there was "
+                f"nothing to repair",
+                stacklevel=4,
             )
         self.bnn.likelihood = self.likelihood
         self.bnn.num_examples = self.num_examples
-        self.bnn.temperature = float(self.best["temperature"])
-        self.bnn.predictive_temperature = float(self.best["tau"])
+        self.bnn.temperature, self.bnn.predictive_temperature = temperature, predictive_temperature
         return FitRun(
             history=tuple(self.history),
             trials=tuple(self.trials),
             network_held_out_nll=self.network_nll,
-            temperature=self.bnn.temperature,
-            predictive_temperature=self.bnn.predictive_temperature,
+            temperature=temperature,
+            predictive_temperature=predictive_temperature,
             num_examples=self.num_examples,
-            seconds=self.seconds,
+            seconds=self.seconds + sum(one.retraining_seconds + one.inference_seconds for one in components[1:]),
+            held_out_nll=held_out_nll,
+            components=components,
+            starts=tuple(self.starts),
+            engine=self.engine.name,
         )
 
     def _snapshot(self) -> dict[str, Any]:
@@ -293,11 +370,12 @@ class Run:
 
     def _restore(self, snapshot: Mapping[str, Any]) -> None:
         self.bnn.load_posterior_state(snapshot)
-        self.likelihood = type(self.likelihood)(**snapshot["likelihood"]).to(self.bnn.device)
+        self.likelihood = self.likelihood.rebuilt(snapshot["likelihood"]).to(self.bnn.device)
         if self.held_out is not None:
             self.held_out.likelihood = self.likelihood
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the checkpoint, where one was asked for."""
         if self.checkpoint is None:
             return
         state = {
@@ -312,6 +390,7 @@ class Run:
             "seconds": self.seconds,
             "history": [asdict(record) for record in self.history],
             "trials": [asdict(trial) for trial in self.trials],
+            "starts": [asdict(start) for start in self.starts],
             "network_nll": self.network_nll,
             "survey": {
                 "num_examples": self.num_examples,
@@ -329,6 +408,7 @@ class Run:
         self.worse_stages, self.seconds = state["worse_stages"], state["seconds"]
         self.history = [FitRecord(**record) for record in state["history"]]
         self.trials = [TemperatureTrial(**trial) for trial in state["trials"]]
+        self.starts = [StageStart(**start) for start in state["starts"]]
         if self.epoch > 0:
             self.engine.begin(self.schedule[self.stage], self.epochs * self.batches)
         self.engine.load_state(state["engine"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +32,14 @@ class Survey:
     Attributes:
         num_examples: Rows that the loader gave.
         batches: Batches that it gave.
-        curvature: Diagonal of the generalised Gauss–Newton matrix of the mean negative log-likelihood at the trained
-            weights, (d,); zeros where it was not asked for.
+        curvature: The generalised Gauss–Newton matrix of the mean negative log-likelihood at the weights: its diagonal
+            (d,), or its blocks (U, k, k); None where it was not asked for.
         provenance: The examples seen; empty where they were not asked for.
     """
 
     num_examples: int
     batches: int
-    curvature: Tensor
+    curvature: Tensor | None
     provenance: Provenance
 
 
@@ -66,12 +66,16 @@ def survey(
     curvature: bool,
     record: bool,
     bar: Reporter,
+    *,
+    blocks: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Survey:
-    """Go over the data once at the trained weights.
+    """Go over the data once at fixed weights.
 
-    The curvature is the diagonal of the Fisher information, which for these likelihoods is that of the generalised
-    Gauss–Newton matrix: with labels drawn from the model itself, the scores of different examples are independent with mean
-    zero, so the square of a minibatch's summed gradient has the sum of the examples' squared gradients as its expectation.
+    The curvature is the Fisher information, which for likelihoods in their natural parameter is the generalised Gauss–Newton
+    matrix: with labels drawn from the model itself, the scores of different examples are independent with mean zero, so the
+    square of a minibatch's summed gradient has the sum of the examples' squared gradients as its expectation. Where a
+    likelihood cannot draw labels, the observed ones give the empirical Fisher information instead.
 
     Args:
         bnn: The network, at its trained weights.
@@ -82,13 +86,15 @@ def survey(
         curvature: Whether to estimate the curvature.
         record: Whether to record which examples were seen.
         bar: To be advanced once a batch.
+        blocks: Which weights make up each block, (U, k), where the curvature is wanted in blocks.
+        weights: Where to look, (d,); None for the trained weights.
 
     Raises:
         InputError: The loader is empty, or a batch is not usable.
     """
     recorder = ProvenanceRecorder()
-    weights = bnn.trained_vector().to(bnn.posterior.mean_vector())
-    total = torch.zeros_like(weights)
+    weights = (bnn.trained_vector() if weights is None else weights).to(bnn.posterior.mean_vector()).detach()
+    total = torch.zeros_like(weights) if blocks is None else weights.new_zeros(*blocks.shape, blocks.shape[1])
     random = generator(seed, "survey")
     draws = _label_draws(loader)
     examples = batches = 0
@@ -106,24 +112,32 @@ def survey(
             # A running mean over all examples; the first chunk sets what was not given.
             likelihood.move(likelihood.estimate(outputs.detach(), part_target), len(part_target) / examples)
             if curvature:
-                total += _squared_gradient(outputs, vector, likelihood, random, draws)
+                for gradient in _label_gradients(outputs, part_target, vector, likelihood, random, draws):
+                    if blocks is None:
+                        total.addcmul_(gradient, gradient, value=1 / draws)
+                    else:
+                        rows = gradient[blocks]
+                        total.baddbmm_(rows.unsqueeze(2), rows.unsqueeze(1), alpha=1 / draws)
         batches += 1
         bar.advance()
     if batches == 0:
         raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
-    return Survey(examples, batches, total / examples, recorder.finish())
+    found = total.div_(examples) if curvature else None
+    return Survey(examples, batches, found, recorder.finish())
 
 
-def _squared_gradient(
-    outputs: Tensor, vector: Tensor, likelihood: Likelihood, random: torch.Generator, draws: int
-) -> Tensor:
-    total = torch.zeros_like(vector)
+def _label_gradients(
+    outputs: Tensor, target: Tensor, vector: Tensor, likelihood: Likelihood, random: torch.Generator, draws: int
+) -> Iterator[Tensor]:
     for index in range(draws):
-        labels = likelihood.sample(outputs.detach(), random)
-        loss = likelihood.log_prob(outputs, labels).sum()
+        labels = likelihood.curvature_targets(outputs.detach(), target, random)
+        each = likelihood.log_prob(outputs, labels)
+        if labels is target:
+            # The scores of observed labels do not have mean zero; random signs remove their cross terms from the square.
+            each = each * (2 * torch.randint(0, 2, (len(target),), generator=random) - 1).to(each)
+        loss = each.sum()
         (gradient,) = torch.autograd.grad(loss, vector, retain_graph=index + 1 < draws)
-        total += gradient.square() / draws
-    return total
+        yield gradient
 
 
 def _label_draws(loader: Iterable[Any]) -> int:

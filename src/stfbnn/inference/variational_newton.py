@@ -1,8 +1,7 @@
 """Natural-gradient variational inference: variational online Newton for Gaussian posteriors.
 
 The posterior's precision is tracked directly instead of being learned through noisy gradients of σ, so that a small first
-layer finds its width (Khan et al. 2018; Lin, Schmidt & Khan 2020; Shen et al. 2024). With λ = N/T and δ the prior's
-precision over λ, q = N(m, 1/(λ(h + δ))).
+layer finds its width (Khan et al. 2018; Lin, Schmidt & Khan 2020; Shen et al. 2024).
 """
 
 from __future__ import annotations
@@ -13,36 +12,38 @@ import torch
 from torch import Tensor
 
 from stfbnn.errors import InputError
-from stfbnn.inference.engine import Engine, Loss, cosine_decay, require_count, require_positive
-from stfbnn.posterior import MeanFieldPosterior, Posterior
+from stfbnn.inference.checks import require_count, require_positive
+from stfbnn.inference.engine import Engine, cosine_decay
+from stfbnn.inference.estimators import Estimator, Minibatch
+from stfbnn.inference.precision import precision_of
+from stfbnn.posterior import Posterior
 from stfbnn.prior import GaussianPrior
 
 
 class VariationalNewton(Engine):
-    """Variational online Newton for the mean-field Gaussian.
+    """Variational online Newton for Gaussians whose precision S can be tracked: mean-field, filterwise, full covariance.
 
-    At w = m + σε with the minibatch's mean gradient ĝ, and products averaged over the draws:
+    With the gradient ĝ of the minibatch's E_q[NLL] by the mean m, and S moved by `Precision` from the gradient by the scale:
 
-        ĥ = ĝ ε / σ,   g ← β₁ g + (1−β₁) ĝ,   h ← (1−ρ) h + ρ ĥ + ½ ρ² (h−ĥ)² / (h+δ),
-        m ← m − α (g / (1−β₁ᵗ) + δ (m−m₀)) / (h+δ)
+        g ← β₁ g + (1−β₁) ĝ,   m ← m − α S⁻¹ (g / (1−β₁ᵗ) + δ (m−m₀))
 
-    The last term of h keeps h + δ positive. The averaging weight ρ is 1/(t + t₀) until it falls to ``curvature_rate``, so
-    that the first, rough estimate of h is soon outweighed; α decays along half a cosine to 0.
+    The averaging weight ρ of S is 1/(t + t₀) until it falls to ``curvature_rate``, so that the first, rough estimate is soon
+    outweighed; α decays along half a cosine to 0.
 
     Args:
-        posterior: A mean-field Gaussian; its log σ is overwritten by h.
+        posterior: The Gaussian; its width is overwritten.
         prior: The Gaussian prior.
         num_examples: N.
+        estimator: Of E_q[NLL] and its gradients.
         batches: Steps in one pass over the data.
-        curvature: h₀, the diagonal of the generalised Gauss–Newton matrix per example at the trained weights, (d,).
+        curvature: H₀, the generalised Gauss–Newton matrix per example at the start: its diagonal (d,), or its blocks (U, k, k).
         learning_rate: α at the start of each temperature; None takes min(0.1, ``wander`` · 2 T / batches).
         wander: How far the gradient's noise may make m wander at first, in posterior variances: about α · batches / (2 T).
             A larger one converges in fewer epochs, where the layer is small enough to bear it.
         momentum: β₁.
         curvature_rate: ρ's floor.
-        curvature_trust: t₀, how many steps' worth of averaging h₀ counts; None takes one pass over the data.
-        draws: Draws of weights a step: an even number makes antithetic pairs m ± σε, each of which cancels what the gradient
-            at m adds to the noise of ĥ; 1 halves the cost of a step, and leaves σ noisier.
+        curvature_trust: t₀, how many steps' worth of averaging H₀ counts; None takes one pass over the data.
+        curvature_every: For block covariances, minibatches averaged before S moves; None follows from the blocks' width.
     """
 
     name: ClassVar[str] = "natural-gradient"
@@ -52,6 +53,7 @@ class VariationalNewton(Engine):
         posterior: Posterior,
         prior: GaussianPrior,
         num_examples: int,
+        estimator: Estimator,
         batches: int,
         curvature: Tensor,
         learning_rate: float | None = None,
@@ -59,45 +61,42 @@ class VariationalNewton(Engine):
         momentum: float = 0.9,
         curvature_rate: float = 1e-3,
         curvature_trust: float | None = None,
-        draws: int = 2,
+        curvature_every: int | None = None,
     ) -> None:
-        super().__init__(posterior, prior, num_examples)
-        if not isinstance(posterior, MeanFieldPosterior):
-            raise InputError(
-                f"the natural-gradient engine infers a mean-field Gaussian, but the posterior is {posterior.family!r}; use "
-                f'engine="bayes-by-backprop"'
-            )
+        super().__init__(posterior, prior, num_examples, estimator)
         self.batches = batches
         self.learning_rate = learning_rate
         self.wander = wander
         self.momentum = momentum
         self.curvature_rate = curvature_rate
         self.curvature_trust = batches if curvature_trust is None else curvature_trust
-        self.draws = draws
         require_positive(wander=wander, curvature_rate=curvature_rate, curvature_trust=self.curvature_trust)
         if learning_rate is not None:
             require_positive(learning_rate=learning_rate)
         if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
             raise InputError(f"momentum must be in [0, 1), but it is {momentum!r}")
-        require_count(draws=draws)
-        if draws != 1 and draws % 2:
-            raise InputError(f"draws must be 1 or an even number (antithetic pairs), but it is {draws}")
-        self._loc, self._log_std = posterior.loc.detach(), posterior.log_std.detach()
-        self._curvature = curvature.detach().clone()
-        self._gradient = torch.zeros_like(curvature)
+        if curvature_every is not None:
+            require_count(curvature_every=curvature_every)
+        precision = precision_of(posterior, prior, num_examples, curvature, curvature_every)
+        if precision is None:
+            raise InputError(
+                f"the natural-gradient engine infers mean-field, filterwise and full-covariance Gaussians, but the posterior "
+                f'is {posterior.family!r}; use engine="bayes-by-backprop"'
+            )
+        self.precision = precision
+        self._loc = precision.mean()
+        self._gradient = torch.zeros_like(self._loc)
         self._curvature_steps = 0
-        self._set_std()
 
     def begin(self, temperature: float, total_steps: int) -> None:
         """Widen or narrow q for the new T at the curvature found so far, and restart α and the momentum."""
         super().begin(temperature, total_steps)
         self._gradient.zero_()
-        self.prior_changed()
+        self.precision.begin(temperature)
 
     def prior_changed(self) -> None:
-        """Keep the precision positive: h may be negative down to −δ, and δ shrinks with T and as the prior widens."""
-        self._curvature.clamp_(min=-0.5 * self._delta)
-        self._set_std()
+        """The precision follows the prior."""
+        self.precision.begin(self.temperature)
 
     @property
     def initial_rate(self) -> float:
@@ -106,60 +105,34 @@ class VariationalNewton(Engine):
             return self.learning_rate
         return min(0.1, self.wander * 2 * self.temperature / self.batches)
 
-    @property
-    def _delta(self) -> Tensor:
-        return self.temperature / (self.num_examples * self.prior.std.square())
-
-    @torch.no_grad()
-    def _set_std(self) -> None:
-        effective = self.num_examples / self.temperature
-        self._log_std.copy_(-0.5 * (effective * (self._curvature + self._delta)).log())
-
-    def step(self, loss: Loss, generator: torch.Generator) -> float:
-        """One Newton step on one minibatch; ``draws`` forward and backward passes."""
-        std = self._log_std.exp()
-        gradient, product = torch.zeros_like(std), torch.zeros_like(std)
-        total = 0.0
-        noise = torch.zeros_like(std)
-        for index in range(self.draws):
-            noise = -noise if index % 2 else self.noise(generator)
-            value, fresh = loss(self._loc + std * noise)
-            gradient += fresh / self.draws
-            product += fresh * noise / self.draws
-            total += value / self.draws
-        with torch.no_grad():
-            self._update(gradient, product / std)
-        return total
-
-    def _update(self, gradient: Tensor, curvature: Tensor) -> None:
-        delta = self._delta
+    def step(self, minibatch: Minibatch, generator: torch.Generator) -> float:
+        """One Newton step on one minibatch; as many forward and backward passes as the estimator has draws."""
+        found = self.estimator.estimate(minibatch, self.precision.sampler(), generator)
+        gradient, scale_gradient = found.gradients
         rate = max(1 / (self._curvature_steps + self.curvature_trust), self.curvature_rate)
         alpha = self.initial_rate * cosine_decay(self.step_count, self.total_steps)
         self.step_count += 1
         self._curvature_steps += 1
-
-        self._gradient.lerp_(gradient, 1 - self.momentum)
-        difference = self._curvature - curvature
-        correction = 0.5 * rate**2 * difference.square() / (self._curvature + delta)
-        self._curvature.sub_(rate * difference).add_(correction)
-        unbiased = self._gradient / (1 - self.momentum**self.step_count)
-        pull = delta * (self._loc - self.prior.mean)
-        self._loc.sub_(alpha * (unbiased + pull) / (self._curvature + delta))
-        self._set_std()
+        with torch.no_grad():
+            self.precision.update(scale_gradient, rate)
+            self._gradient.lerp_(gradient, 1 - self.momentum)
+            unbiased = self._gradient / (1 - self.momentum**self.step_count)
+            pull = self.precision.delta * (self._loc - self.prior.mean)
+            self._loc.sub_(alpha * self.precision.newton(unbiased + pull))
+        return found.nll
 
     def state(self) -> dict[str, Any]:
-        """h, the momentum, and the counts."""
+        """S, the momentum, and the counts."""
         return {
-            "curvature": self._curvature.clone(),
+            "precision": self.precision.state(),
             "gradient": self._gradient.clone(),
             "curvature_steps": self._curvature_steps,
             "step_count": self.step_count,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back h, the momentum, and the counts."""
-        self._curvature.copy_(state["curvature"])
+        """Take back S, the momentum, and the counts; the mean and the width come back with the posterior."""
+        self.precision.load_state(state["precision"])
         self._gradient.copy_(state["gradient"])
         self._curvature_steps = int(state["curvature_steps"])
         self.step_count = int(state["step_count"])
-        self._set_std()

@@ -1,0 +1,61 @@
+"""Estimators that draw whole weight vectors: one for all examples of a minibatch, or one for each."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stfbnn.inference.estimators.base import Average, Estimate, Estimator, Minibatch, Sampler
+
+
+class SharedSample(Estimator):
+    """One weight draw for the whole minibatch; works for every layer and every family.
+
+    Args:
+        draws: Draws for one estimate.
+        antithetic: Draw in pairs ±ε.
+    """
+
+    name: ClassVar[str] = "shared"
+
+    def __init__(self, draws: int = 1, antithetic: bool = False) -> None:
+        super().__init__(draws, antithetic)
+
+    def estimate(self, minibatch: Minibatch, sampler: Sampler, generator: torch.Generator) -> Estimate:
+        """The mean over the draws of loss(w), w = draw(ε), and the chain rule through draw."""
+        average = Average(self.draws)
+        for noise in self.noises(lambda: sampler.noise(generator)):
+            with torch.enable_grad():
+                weights = sampler.draw(noise)
+            nll, gradient = minibatch(weights.detach())
+            average.add(nll, _chain(weights, sampler, gradient))
+        return average.result()
+
+
+class PerExample(Estimator):
+    """An independent weight draw for every example: the noise of a minibatch averages out as its size grows.
+
+    The trunk must run example by example under ``torch.vmap``. A minibatch's weights take B·d numbers, in pieces.
+
+    Args:
+        draws: Draws for each example and estimate.
+        antithetic: Draw in pairs ±ε.
+    """
+
+    name: ClassVar[str] = "per-example"
+
+    def estimate(self, minibatch: Minibatch, sampler: Sampler, generator: torch.Generator) -> Estimate:
+        """The mean over examples and draws of loss(w_n; x_n, y_n)."""
+        average = Average(self.draws)
+        for noise in self.noises(lambda: sampler.noise(generator, minibatch.size)):
+            with torch.enable_grad():
+                weights = sampler.draw(noise)
+            nll, gradient = minibatch.per_example(weights.detach())
+            average.add(nll, _chain(weights, sampler, gradient))
+        return average.result()
+
+
+def _chain(weights: Tensor, sampler: Sampler, gradient: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(weights, sampler.leaves, gradient)
