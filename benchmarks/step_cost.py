@@ -15,7 +15,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,10 +91,11 @@ def main() -> None:
 
     loss = MinibatchLoss(bnn, stfbnn.Categorical(), images, labels)
 
-    def stage_two(name: str, **options: Any) -> Callable[[], None]:
+    def stage_two(name: str, draws: int) -> Callable[[], None]:
         curvature = torch.full((bnn.layout.size,), 1e-2, device=device)
         batches = EXAMPLES // arguments.batch
-        engine = build_engine(name, bnn.posterior, bnn.prior, EXAMPLES, batches, curvature, options)
+        estimator = stfbnn.SharedSample(draws, antithetic=draws > 1)
+        engine = build_engine(name, bnn.posterior, bnn.prior, EXAMPLES, batches, curvature, estimator, {})
         engine.begin(1.0, 10_000)
 
         def step() -> None:
@@ -105,9 +105,9 @@ def main() -> None:
 
     steps = {
         "training": training_step,
-        "natural gradient, 1 draw": stage_two("natural-gradient", draws=1),
-        "natural gradient, antithetic pair (default)": stage_two("natural-gradient"),
-        "Bayes by Backprop, 1 draw": stage_two("bayes-by-backprop"),
+        "natural gradient, 1 draw": stage_two("natural-gradient", 1),
+        "natural gradient, antithetic pair (default)": stage_two("natural-gradient", 2),
+        "Bayes by Backprop, 1 draw": stage_two("bayes-by-backprop", 1),
     }
 
     def timed(step: Callable[[], None]) -> float:
