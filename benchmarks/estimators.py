@@ -2,11 +2,11 @@
 
     python benchmarks/estimators.py             # about 5 minutes on one core, after benchmarks/tasks.py
 
-q is a fitted mean-field posterior. Every estimator makes 64 estimates, each on a fresh minibatch of 128 (``over data``) and on one and
-the same (``given data``). Noise of the mean's gradient: the variance of ĝ in units of q, averaged over the weights, Σ λσ² Var ĝ / d,
-λ = N/T: how many posterior variances one Newton step of length 1 would be off. Noise of the curvature: Var ĥ / (h+δ)², averaged.
-Time: median of alternated runs in one process, as a ratio to one shared draw. "Cost" is the noise over data times the time, relative to
-one shared draw: what reaching a given accuracy costs.
+q is a fitted mean-field posterior. Every estimator makes 32 estimates, each on a fresh minibatch of 128 (``over data``), and
+32 on one and the same (``given data``). Noise of the mean's gradient: the variance of ĝ in units of q, averaged over the
+weights, Σ λσ² Var ĝ / d, λ = N/T: how many posterior variances one Newton step of length 1 would be off. Noise of the
+curvature: Var ĥ / (h+δ)², averaged. Time: median of alternated runs in one process, as a ratio to one shared draw. "Cost" is
+the noise over data times the time, relative to one shared draw: what reaching a given accuracy costs.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main() -> None:
     """Run the tasks and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS), default=sorted(TASKS, reverse=True))
-    parser.add_argument("--repeats", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=32)
     parser.add_argument("--timings", type=int, default=9)
     arguments = parser.parse_args()
     results = {}

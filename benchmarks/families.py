@@ -4,9 +4,10 @@
     python benchmarks/families.py fashion-mlp
     python benchmarks/families.py cifar-resnet20
 
-T, τ and the mixture's weights are chosen on images that were held out before stage one, the baselines' temperatures on the same ones;
-the test images are used for the figures alone. Seconds are of everything after the (first) network's training: for the deep ensemble the
-training of its three further networks. Results are written after every seed, and seeds that are there are not run again.
+T, τ and the mixture's weights are chosen on images that were held out before stage one, the baselines' temperatures on the
+same ones; the test images are used for the figures alone. Seconds are of everything after the (first) network's training: for
+the deep ensemble the training of its three further networks. Results are written after every seed, and seeds that are there
+are not run again.
 """
 
 from __future__ import annotations

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
         NotFittedError,
         StfbnnError,
     )
+    from stfbnn.inference.diagnostics import Finding, diagnose
     from stfbnn.inference.estimators import Flipout, LocalReparameterization, PerExample, SharedSample
     from stfbnn.inference.fit import fit
-    from stfbnn.inference.history import FitRecord, FitRun, TemperatureTrial
+    from stfbnn.inference.history import ComponentRecord, FitRecord, FitRun, StageStart, TemperatureTrial
+    from stfbnn.inference.hmc import HMCRun, sample_hmc
+    from stfbnn.inference.suggest_prior import PriorSuggestion, PriorTrial, suggest_prior
     from stfbnn.likelihood import (
         Bernoulli,
         Categorical,
@@ -38,7 +41,18 @@ if TYPE_CHECKING:
     )
     from stfbnn.locate import FirstLayer, locate_first_layer
     from stfbnn.network import BayesianNetwork, bayesianize
-    from stfbnn.posterior import Filterwise, Full, LowRank, MeanField, Mixture, PointMass, Posterior, register_family
+    from stfbnn.posterior import (
+        Filterwise,
+        Full,
+        LowRank,
+        MeanField,
+        Mixture,
+        MixturePosterior,
+        PointMass,
+        Posterior,
+        Samples,
+        register_family,
+    )
     from stfbnn.prediction import predict
     from stfbnn.predictive import (
         BernoulliPrediction,
@@ -66,9 +80,12 @@ _HOMES = {
         "NotFittedError",
         "StfbnnError",
     ),
+    "inference.diagnostics": ("Finding", "diagnose"),
     "inference.estimators": ("Flipout", "LocalReparameterization", "PerExample", "SharedSample"),
     "inference.fit": ("fit",),
-    "inference.history": ("FitRecord", "FitRun", "TemperatureTrial"),
+    "inference.history": ("ComponentRecord", "FitRecord", "FitRun", "StageStart", "TemperatureTrial"),
+    "inference.hmc": ("HMCRun", "sample_hmc"),
+    "inference.suggest_prior": ("PriorSuggestion", "PriorTrial", "suggest_prior"),
     "likelihood": (
         "Bernoulli",
         "Categorical",
@@ -80,7 +97,18 @@ _HOMES = {
     ),
     "locate": ("FirstLayer", "locate_first_layer"),
     "network": ("BayesianNetwork", "bayesianize"),
-    "posterior": ("Filterwise", "Full", "LowRank", "MeanField", "Mixture", "PointMass", "Posterior", "register_family"),
+    "posterior": (
+        "Filterwise",
+        "Full",
+        "LowRank",
+        "MeanField",
+        "Mixture",
+        "MixturePosterior",
+        "PointMass",
+        "Posterior",
+        "Samples",
+        "register_family",
+    ),
     "prediction": ("predict",),
     "predictive": (
         "BernoulliPrediction",
@@ -104,10 +132,12 @@ __all__ = [
     "Categorical",
     "CategoricalPrediction",
     "CheckpointError",
+    "ComponentRecord",
     "CustomLikelihood",
     "CustomPrediction",
     "DataError",
     "Filterwise",
+    "Finding",
     "FirstLayer",
     "FitRecord",
     "FitRun",
@@ -116,6 +146,7 @@ __all__ = [
     "Gaussian",
     "GaussianPrediction",
     "GaussianPrior",
+    "HMCRun",
     "HeteroscedasticGaussian",
     "HeteroscedasticPrediction",
     "InputError",
@@ -125,6 +156,7 @@ __all__ = [
     "LowRank",
     "MeanField",
     "Mixture",
+    "MixturePosterior",
     "ModelChangedError",
     "Normal",
     "NotFittedError",
@@ -134,17 +166,24 @@ __all__ = [
     "PoissonPrediction",
     "Posterior",
     "Prediction",
+    "PriorSuggestion",
+    "PriorTrial",
+    "Samples",
     "SharedSample",
+    "StageStart",
     "StfbnnError",
     "TemperatureTrial",
     "TrainRun",
     "bayesianize",
+    "diagnose",
     "fit",
     "load",
     "locate_first_layer",
     "predict",
     "register_family",
+    "sample_hmc",
     "save",
+    "suggest_prior",
     "train",
 ]
 

@@ -97,6 +97,16 @@ def test_fit_picks_the_split_up_and_writes_a_posterior_of_the_right_size(fitted,
         assert record[name] == before[name]
 
 
+def test_fit_prints_what_it_finds_wrong_and_takes_a_prior_for_each_parameter(trained, tmp_path):
+    options = ["--epochs", 1, "--temperature", 1e-8, "--samples", 4, "--prior", '{"weight": 0.2, "bias": 3}']
+    said = " ".join(run("fit", trained[0], "-o", tmp_path / "a", *options).stdout.split())
+    assert "collapsed-to-point" in said
+    result = run_json("fit", trained[0], "-o", tmp_path / "b", *options)
+    assert "collapsed-to-point" in {finding["name"] for finding in result["findings"]}
+    config = json.loads((tmp_path / "b" / "posterior" / "config.json").read_text())
+    assert config["prior"]["std"] == pytest.approx([0.2, 3.0])
+
+
 def test_evaluate_and_predict_say_what_the_library_says(fitted, trained, tmp_path):
     folder, _ = fitted
     model = mlp((1, 8, 8), 10, hidden=16)
@@ -286,6 +296,7 @@ def test_classes_are_matched_by_name_not_by_order(tmp_path):
         (["fit", "-o", "x"], "give RUN, the folder"),
         (["fit", "nowhere"], "there is no run.json in nowhere"),
         (["fit", "-o", "x", "--prior", "narrow"], "--prior must be a number or one of"),
+        (["fit", "-o", "x", "--prior", '{"weight": '], "--prior must be a JSON object"),
         (["fit", "-o", "x", "--hold-out-of", "middle"], "--hold-out-of must be train or test"),
         (["evaluate", "nowhere"], "there is no fit.json in nowhere"),
         (["evaluate", "nowhere", "--limit", "3"], "--limit"),

@@ -205,14 +205,18 @@ def test_one_step_by_hand() -> None:
     m1, expected_precision = start.clone(), []
     for unit in range(2):
         index = blocks[unit]
-        s0 = h0[unit] + delta * identity
+        # Halfway to the diagonal.
+        s0 = 0.5 * h0[unit] + 0.5 * h0[unit].diag().diag() + delta * identity
         torch.testing.assert_close(torch.linalg.inv(scale[unit] @ scale[unit].T) / effective, s0)
         h_hat = torch.zeros(2, 2).double()
         for sign, g in ((1, up), (-1, down)):
             # λ S (w − m) ĝᵀ, averaged over the two draws.
             h_hat += 0.5 * effective * s0 @ (sign * deviation[index]).outer(g[index])
         change = 0.5 * (h_hat + h_hat.T) + delta * identity - s0
-        s1 = s0 + 0.1 * change + 0.005 * change @ torch.linalg.inv(s0) @ change
+        # ρ is 1/10, or less where the square of the change in units of S is large.
+        square = (effective * scale[unit].T @ change @ scale[unit]).square().sum(1).max()
+        rho = min(0.1, 0.5 / float(square))
+        s1 = s0 + rho * change + 0.5 * rho**2 * change @ torch.linalg.inv(s0) @ change
         expected_precision.append(s1 * effective)
         pull = (0.5 * (up + down))[index] + delta * start[index]
         m1[index] -= 0.05 * torch.linalg.solve(s1, pull)

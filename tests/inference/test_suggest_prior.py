@@ -87,7 +87,9 @@ def test_the_best_scale_is_that_of_the_exact_predictive() -> None:
 
 
 def test_the_same_seed_finds_the_same_and_another_does_not() -> None:
-    found, again, other = (search(12, scales=(0.2, 0.5, 3.0), epochs=2, seed=seed) for seed in (0, 0, 1))
+    found, again, other = (
+        search(12, scales=(0.2, 0.5, 3.0), epochs=2, val_samples=16, seed=seed) for seed in (0, 0, 1)
+    )
     scores, same, different = ([trial.held_out_nll for trial in one.trials] for one in (found, again, other))
     assert scores == pytest.approx(same, abs=1e-6)
     assert scores != pytest.approx(different, abs=1e-6)
@@ -95,12 +97,12 @@ def test_the_same_seed_finds_the_same_and_another_does_not() -> None:
 
 def test_the_edge_of_the_grid_and_differences_within_noise_are_told() -> None:
     with pytest.warns(UserWarning, match="largest that was tried: try larger"):
-        found = search(12, scales=(0.05, 0.1))
+        found = search(12, scales=(0.05, 0.1), epochs=20, val_samples=32)
     assert found.at_edge == "largest"
     assert found.best.scale == 0.1
     # 400 examples outweigh any prior that is wide enough, so neither of these is better.
     with pytest.warns(UserWarning, match="that was tried"):
-        found = search(400, scales=(2.0, 2.5), epochs=4)
+        found = search(400, scales=(2.0, 2.5), epochs=4, val_samples=32)
     assert len(found.as_good) == 1
     assert any("cannot tell" in note for note in found.notes())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,7 +108,8 @@ def fit(
     prior: Annotated[
         str | None,
         typer.Option(
-            help="rms, pretrained, empirical-bayes, or a standard deviation. Default: rms, for embeddings pretrained.",
+            help="rms, rms-per-parameter, pretrained, empirical-bayes, or a standard deviation; as JSON one for each of the "
+            'layer\'s parameters: \'{"weight": 0.1, "bias": 1}\'. Default: rms, for embeddings pretrained.',
             rich_help_panel=_INFERENCE,
             show_default=False,
         ),
@@ -154,6 +156,7 @@ def fit(
     from stfbnn.artifact_files import check_target  # noqa: PLC0415
     from stfbnn.cli import sources, stage_two  # noqa: PLC0415
     from stfbnn.files import write_json  # noqa: PLC0415
+    from stfbnn.inference.diagnostics import diagnose, findings_table  # noqa: PLC0415
     from stfbnn.inference.fit import fit as run_inference  # noqa: PLC0415
     from stfbnn.network import bayesianize, parameter_counts  # noqa: PLC0415
     from stfbnn.posterior import build_family  # noqa: PLC0415
@@ -185,7 +188,7 @@ def fit(
     if temperatures is not None:
         chosen["temperatures"] = opt.parse_numbers("--temperatures", temperatures)
     family = build_family(posterior, opt.parse_object("--posterior-options", posterior_options))
-    chosen_prior = opt.parse_number_or_word("--prior", prior, ("rms", "pretrained", "empirical-bayes"))
+    chosen_prior = opt.parse_prior(prior)
     chosen_device = opt.pick_device(device)
     check_target(folder / rec.POSTERIOR, overwrite=True)
 
@@ -217,8 +220,11 @@ def fit(
         )
     posterior_folder = save(bnn, folder / rec.POSTERIOR, overwrite=True)
     write_json(folder / rec.FIT_HISTORY, plain(result.as_dict()))
+    findings = diagnose(bnn, result)
     counts = parameter_counts(bnn)
     out.show(result.table())
+    if findings:
+        out.show(findings_table(findings))
     out.show(
         f"\nLayer {bnn.layer_name or '(the model itself)'}: {counts['random']:,} of {counts['total']:,} parameters are "
         f"random, T = {result.temperature:g}, τ = {result.predictive_temperature:.3g}."
@@ -231,6 +237,7 @@ def fit(
             "layer": bnn.layer_name,
             "random_parameters": counts["random"],
             "parameters": counts["total"],
+            "findings": [asdict(finding) for finding in findings],
             **result.as_dict(),
         }
     )

@@ -209,6 +209,17 @@ def parse_number_or_word(name: str, text: str | None, words: tuple[str, ...]) ->
         raise InputError(f"{name} must be a number or one of {', '.join(words)}, but it is {text!r}") from error
 
 
+def parse_prior(text: str | None) -> float | str | dict[str, Any] | None:
+    """A prior's name or standard deviation, or a JSON object with one for each of the layer's parameters.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if text is not None and text.lstrip().startswith("{"):
+        return parse_object("--prior", text)
+    return parse_number_or_word("--prior", text, ("rms", "rms-per-parameter", "pretrained", "empirical-bayes"))
+
+
 def pick_device(name: str) -> Any:
     """The torch device that ``--device`` names.
 

@@ -37,7 +37,7 @@ class Laplace(Engine):
         self, posterior: Posterior, prior: GaussianPrior, num_examples: int, estimator: Estimator, curvature: Tensor
     ) -> None:
         super().__init__(posterior, prior, num_examples, estimator)
-        precision = precision_of(posterior, prior, num_examples, curvature, None)
+        precision = precision_of(posterior, prior, num_examples, curvature)
         if precision is None:
             raise InputError(
                 f"a Laplace approximation here is a mean-field, filterwise or full-covariance Gaussian, but the posterior is "

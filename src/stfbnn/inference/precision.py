@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from stfbnn.errors import InputError
 from stfbnn.inference.estimators import Sampler
 from stfbnn.posterior import MeanFieldPosterior, Posterior
 from stfbnn.posterior.block_gaussian import BlockGaussianPosterior
@@ -18,6 +19,8 @@ from stfbnn.prior import GaussianPrior
 
 # H may be negative; it is kept above this multiple of δ when δ shrinks.
 _LOWEST = -0.5
+# ½ of this is the most that noise may make S grow, as a share of how fast it decays; W² is averaged over about ten moves.
+_GROWTH, _RECENT = 0.5, 0.1
 # Where rounding makes a block of S indefinite, its eigenvalues are raised to this share of δ: q is at most ten times as wide as p.
 _LEAST = 0.01
 
@@ -115,13 +118,19 @@ class BlockPrecision:
         G = sym(L⁻ᵀ (∂ℓ̄/∂L)ᵀ) + δ − S,   S ← S + ρG + ½ρ² G S⁻¹ G,
 
     which is ½ S + ½ (S+ρG) S⁻¹ (S+ρG) and so positive definite. For wide blocks the gradients of several steps are averaged
-    before S moves, since a step costs O(U k³). ρ is lowered where a gradient is so noisy that the square would outgrow it.
+    before S moves, since a step costs O(U k³).
+
+    The square of a noisy G makes S grow, by ½ρ² W² in units of S, while it decays by ρ. So that the noise does not feed on
+    itself, ρ is kept below a bound that follows from a running mean of W², from the moves before (a bound by the move itself
+    would favour small gradients and bias S).
 
     Args:
         posterior: A block Gaussian.
         prior: The Gaussian prior.
         num_examples: N.
         curvature: H₀, (U, k, k).
+        shrinkage: How far H₀ is moved towards its diagonal. What a trained network's curvature leaves open is far too wide
+            to start from where the network is overconfident; from the narrow side S finds its size with little noise.
         every: Minibatches whose gradients are averaged before S moves.
     """
 
@@ -131,6 +140,7 @@ class BlockPrecision:
         prior: GaussianPrior,
         num_examples: int,
         curvature: Tensor,
+        shrinkage: float,
         every: int,
     ) -> None:
         self._posterior, self._prior, self._num_examples = posterior, prior, num_examples
@@ -139,8 +149,10 @@ class BlockPrecision:
         self._index = posterior.index
         self._place = torch.argsort(posterior.index.flatten())
         self._curvature: Tensor | None = curvature
+        self._shrinkage = shrinkage
         self._precision = torch.empty(0)
         self._gradient: Tensor | None = None
+        self._square: Tensor | None = None
         self._kept = 1.0
         self._count = 0
         self.delta = torch.ones_like(posterior.mean_vector())
@@ -192,12 +204,19 @@ class BlockPrecision:
         change = (found + found.mT) / 2 - self._precision
         change.diagonal(dim1=-2, dim2=-1).add_(self.delta[self._index])
         moved = change @ scale
-        # In units of S itself. Where H is negative the noise would feed on its own square and S run away: a block moves by no
-        # more than what keeps the growth by the square term, ½ρ², below the decay, ρ.
-        relative = self._effective * (scale.mT @ moved)
-        most = relative.square().sum(dim=-1).amax(dim=-1).reciprocal()
-        share = most.clamp_max(1 - self._kept).reshape(-1, 1, 1)
+        # S⁻½ G S⁻½ up to a rotation, and the largest diagonal entry of its square, which is what noise makes S grow by.
+        square = (self._effective * (scale.mT @ moved)).square().sum(dim=-1).amax(dim=-1)
+        share = (1 - self._kept) * torch.ones_like(square)
+        if self._square is None:
+            self._square = square
+        share = torch.minimum(share, _GROWTH / self._square).reshape(-1, 1, 1)
+        self._square = self._square.lerp(square, _RECENT)
         self._precision.add_(share * change).add_(0.5 * share**2 * self._effective * (moved @ moved.mT))
+        if not bool(torch.isfinite(self._precision).all()):
+            raise InputError(
+                "the posterior's precision diverged: average over more minibatches with "
+                "engine_options={'curvature_every': …}, over more draws a step with draws=…, or lower curvature_rate"
+            )
         self._gradient, self._kept, self._count = None, 1.0, 0
         self._set_scale()
 
@@ -214,6 +233,7 @@ class BlockPrecision:
             "delta": self.delta.clone(),
             "precision": self._precision.clone(),
             "averaged": None if self._gradient is None else self._gradient.clone(),
+            "square": None if self._square is None else self._square.clone(),
             "kept": self._kept,
             "count": self._count,
         }
@@ -221,14 +241,15 @@ class BlockPrecision:
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back S; L comes back with the posterior."""
         self._curvature = None
-        self._precision, self._gradient = state["precision"], state["averaged"]
+        self._precision, self._gradient, self._square = state["precision"], state["averaged"], state["square"]
         self._kept, self._count = float(state["kept"]), int(state["count"])
         self._effective, self.delta = float(state["effective"]), state["delta"]
 
     def _hessian(self) -> Tensor:
         if self._curvature is not None:
-            hessian, self._curvature = self._curvature.clone(), None
-            return hessian
+            hessian, self._curvature = self._curvature * (1 - self._shrinkage), None
+            diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+            return hessian.diagonal_scatter(diagonal / (1 - self._shrinkage), dim1=-2, dim2=-1)
         self._precision.diagonal(dim1=-2, dim2=-1).sub_(self.delta[self._index])
         return self._precision
 
@@ -246,7 +267,13 @@ class BlockPrecision:
 
 
 def precision_of(
-    posterior: Posterior, prior: GaussianPrior, num_examples: int, curvature: Tensor, every: int | None
+    posterior: Posterior,
+    prior: GaussianPrior,
+    num_examples: int,
+    curvature: Tensor,
+    *,
+    shrinkage: float = 0.0,
+    every: int | None = None,
 ) -> Precision | None:
     """The precision to track for a posterior, or None where the family has no natural-gradient update here.
 
@@ -255,6 +282,7 @@ def precision_of(
         prior: p.
         num_examples: N.
         curvature: H₀: (d,), or (U, k, k) for block Gaussians.
+        shrinkage: How far the blocks of H₀ are moved towards their diagonal.
         every: Minibatches averaged for one move of a block's S; None takes 1 for blocks of up to 32 weights, k/16 beyond.
     """
     if isinstance(posterior, MeanFieldPosterior):
@@ -262,7 +290,7 @@ def precision_of(
     if isinstance(posterior, BlockGaussianPosterior):
         size = posterior.index.shape[1]
         every = every or max(1, size // 16 if size > 32 else 1)  # noqa: PLR2004 - as documented
-        return BlockPrecision(posterior, prior, num_examples, curvature, every)
+        return BlockPrecision(posterior, prior, num_examples, curvature, shrinkage, every)
     return None
 
 
