@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.metadata import version
 from typing import Any
 from unittest.mock import patch
 
@@ -173,7 +174,7 @@ def main() -> None:
         "curvature_rate": CURVATURE_RATE,
         "tolerance": TOLERANCE,
         "dtype": "float64",
-        "reference": "ivon-opt",
+        "reference": f"ivon-opt {version('ivon-opt')}",
     }
     write_json(
         RESULTS / "natural_gradient_reference.json", {"environment": environment(), "settings": settings, "runs": runs}

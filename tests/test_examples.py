@@ -39,7 +39,7 @@ def test_a_script_runs(script: Path, tmp_path: Path) -> None:
 def names() -> dict[str, object]:
     """What the pages take for granted: a trained network and loaders."""
     x, y = classification(120)
-    x_val, y_val = classification(60, seed=1)
+    x_val, y_val = classification(120, seed=1)
     x_test, y_test = classification(60, seed=2)
     torch.manual_seed(0)
     model = trained(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), x, y, 100)

@@ -27,7 +27,7 @@ from stfbnn.likelihood import Likelihood, build_likelihood
 from stfbnn.locate import FirstLayer
 from stfbnn.model_card import check_metrics, model_card
 from stfbnn.network import BayesianNetwork
-from stfbnn.posterior import Posterior, PosteriorFamily, resolve_family
+from stfbnn.posterior import PointMassPosterior, Posterior, PosteriorFamily, components_of, resolve_family
 from stfbnn.prior import GaussianPrior, Normal
 from stfbnn.trunk import fingerprint
 from stfbnn.wrappers import unwrap
@@ -354,10 +354,12 @@ def _folding(bnn: BayesianNetwork) -> dict[str, Any] | None:
 
 
 def _check_std(posterior: Posterior) -> None:
-    std: Tensor = posterior.std_vector().detach()
-    bad = int((~(torch.isfinite(std) & (std > 0))).sum())
-    if bad:
-        raise ArtifactError(f"the posterior has {bad} standard deviations that are not positive and finite")
+    for part in components_of(posterior):
+        std: Tensor = part.std_vector().detach()
+        positive = torch.isfinite(std) & ((std > 0) | isinstance(part, PointMassPosterior))
+        bad = int((~positive).sum())
+        if bad:
+            raise ArtifactError(f"the posterior has {bad} standard deviations that are not positive and finite")
 
 
 def _device(map_location: str | torch.device | None) -> torch.device | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -222,14 +223,14 @@ class BayesianNetwork(nn.Module):
         return self.likelihood
 
     def posterior_state(self) -> dict[str, Any]:
-        """Copies of what inference changes: the posterior's parameters and the prior's scale."""
-        state = {name: value.detach().clone() for name, value in self.posterior.named_parameters()}
+        """Copies of what inference changes: the posterior's parameters and buffers, and the prior's scale."""
+        state = {name: value.detach().clone() for name, value in self.posterior.state_dict().items()}
         return {"posterior": state, "prior_std": self.prior.std.clone()}
 
     @torch.no_grad()
     def load_posterior_state(self, state: Mapping[str, Any]) -> None:
         """Take back what `posterior_state` gave."""
-        for name, value in self.posterior.named_parameters():
+        for name, value in self.posterior.state_dict().items():
             value.copy_(state["posterior"][name])
         self.prior.std.copy_(state["prior_std"])
 
@@ -238,8 +239,10 @@ class BayesianNetwork(nn.Module):
         weights = self.trained_vector()
         prior = self.prior_recipe.build(weights, self.layout)
         fresh = self.family.build(self.layout, weights, prior)
-        state = {"posterior": dict(fresh.named_parameters()), "prior_std": prior.std}
-        self.load_posterior_state(state)
+        if fresh.state_dict().keys() != self.posterior.state_dict().keys():
+            # A mixture that has dropped components gets them back.
+            self.posterior = copy.deepcopy(fresh).to(self.posterior.mean_vector())
+        self.load_posterior_state({"posterior": fresh.state_dict(), "prior_std": prior.std})
 
     def extra_repr(self) -> str:
         """The layer, the sizes and the state, for ``print``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from stfbnn.batches import Inputs, as_inputs, batch_size, rechunk, require_finit
 from stfbnn.draws import Draws, Execution, chunk_rows
 from stfbnn.errors import InputError
 from stfbnn.network import BayesianNetwork, Weights
+from stfbnn.posterior import components_of
 from stfbnn.predictive import Prediction
 from stfbnn.progress import progress_bar
 
@@ -38,9 +40,10 @@ def predict(
         bnn: The network, after `fit`.
         data: A tensor, tuple or mapping of inputs as the model takes them; or a loader (any iterable) of batches, whose
             targets are ignored.
-        samples: S, posterior draws to average.
+        samples: S, posterior draws to average. A mixture's are dealt out to its components, at least one to each.
         seed: Which draws.
-        weights: "mean" for the deterministic prediction at the posterior mean (one pass; no epistemic uncertainty).
+        weights: "mean" for the deterministic prediction at the posterior mean (one pass; no epistemic uncertainty); the mean of
+            a mixture lies between its optima, so there it warns.
         predictive_temperature: τ, by which every draw's logits are divided; None takes what `fit` stored. Logits of classes and
             of labels only.
         has_targets: False for a loader whose batches are tuples of inputs without a target.
@@ -67,6 +70,12 @@ def predict(
         raise InputError(f"predictive_temperature must be positive and finite, but it is {temperature}")
     if chunk_size is not None and chunk_size < 1:
         raise InputError(f"chunk_size must be at least 1, but it is {chunk_size}")
+    if weights == "mean" and len(components_of(bnn.posterior)) > 1:
+        warnings.warn(
+            "the mean of a mixture lies between disparate optima, where the network may be poor; predict with draws, which are "
+            "as deterministic, for their seed is fixed",
+            stacklevel=2,
+        )
     bnn.check_unchanged()
     draws = Draws(bnn, samples, seed, weights, execution)
     with progress_bar("predict", _length(data), progress if _is_loader(data) else bool(progress)) as bar:

@@ -1,5 +1,6 @@
 """Stage two where it once went wrong: samplers, interruptions, learned scales, uneven batches, awkward layers."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 

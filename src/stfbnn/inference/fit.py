@@ -14,10 +14,18 @@ from stfbnn.inference.history import FitRun
 from stfbnn.inference.loaders import (
     require_rereadable,
 )
-from stfbnn.inference.options import TEMPERATURES, EarlyStop, check_held_out_options, temperature_schedule
+from stfbnn.inference.mixture import MixtureFit
+from stfbnn.inference.options import (
+    DEFAULT_TEMPERATURE,
+    TEMPERATURES,
+    EarlyStop,
+    check_held_out_options,
+    temperature_schedule,
+)
 from stfbnn.inference.run import Run
 from stfbnn.likelihood import LikelihoodLike
 from stfbnn.network import BayesianNetwork
+from stfbnn.posterior import MixturePosterior, PointMassPosterior, components_of
 
 
 def fit(
@@ -76,7 +84,7 @@ def fit(
         early_stop: End a stage when the held-out NLL, or the held-out free energy (held-out NLL + (T/N) KL), has not
             improved for ``patience`` epochs, and take back the best epoch; None runs every stage to its end.
         patience: See ``early_stop``.
-        val_samples: Draws for every held-out score.
+        val_samples: Draws for every held-out score; each component of a mixture takes half as many.
         max_seen_share: The largest share of the held-out examples that may equal examples which a stage saw: real data have
             duplicates. Any at all are a warning, more than these are refused.
         target_key: The target's entry in mappings.
@@ -96,15 +104,27 @@ def fit(
     if num_examples is not None:
         require_count(num_examples=num_examples)
     require_rereadable(train_loader)
+    parts = components_of(bnn.posterior)
+    if isinstance(parts[0], PointMassPosterior):
+        if temperature == "held-out":
+            raise InputError(
+                "a point mass has no width for a temperature to be chosen for; pass temperature= a number, or leave it at None"
+            )
+        if bnn.prior.learned:
+            raise InputError(
+                "a point mass cannot learn the prior's scale: without widths it collapses; give it a scale"
+            )
+        # T only scales the prior's pull, and T = 1 would pull harder than stage one did.
+        temperature = DEFAULT_TEMPERATURE if temperature is None else temperature
     schedule = temperature_schedule(temperature, tuple(temperatures), val_loader is not None)
     check_held_out_options(predictive_temperature, early_stop, val_loader is not None)
     bnn.check_unchanged()
     run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress)
     if predictive_temperature != 1 and not run.likelihood.has_logits:
         raise InputError("a predictive temperature belongs to a classification; leave predictive_temperature at 1")
-    engine = resolve_engine(engine, bnn.posterior)
+    engine = resolve_engine(engine, parts[0])
     chosen = resolve_estimator(estimator, draws, bnn, run.example)
-    check_engine(engine, engine_options or {}, bnn.posterior, bnn.prior, chosen)
+    check_engine(engine, engine_options or {}, parts[0], bnn.prior, chosen)
     run.prepare_held_out(val_loader, val_samples, max_seen_share)
     choices = {
         "epochs": epochs,
@@ -117,12 +137,16 @@ def fit(
         "patience": patience,
         "val_samples": val_samples,
     }
-    before = bnn.posterior_state()
+    posterior, before = bnn.posterior, bnn.posterior_state()
     try:
         bnn.reset_posterior()
+        if isinstance(bnn.posterior, MixturePosterior):
+            mixture = MixtureFit(run, choices, chosen, checkpoint, resume, predictive_temperature, early_stop, patience)
+            return mixture.run()
         run.start(choices, chosen, checkpoint, resume)
         run.infer(predictive_temperature, early_stop, patience)
         return run.finish()
     except BaseException:
+        bnn.posterior = posterior
         bnn.load_posterior_state(before)
         raise

@@ -99,9 +99,20 @@ class HeldOut:
 
     def nll(self, predictive_temperature: float = 1.0, weights: Weights = "sample") -> float:
         """Mean negative log density of the averaged predictive, or of that at the mean, nats per example."""
-        draws = Draws(self._bnn, self._samples, self._seed, weights)
-        parts = [draws.predict(chunk, self.likelihood, predictive_temperature) for chunk in self._chunks]
-        return -float(Prediction.concatenate(parts).log_density(self._targets).double().mean())
+        return -float(self.log_density(self.predict(predictive_temperature, weights)).mean())
+
+    def predict(
+        self, predictive_temperature: float = 1.0, weights: Weights = "sample", share: float = 1.0
+    ) -> Prediction:
+        """The held-out examples' predictions, with a share of the draws of a score."""
+        draws = Draws(self._bnn, math.ceil(share * self._samples), self._seed, weights)
+        return Prediction.concatenate(
+            [draws.predict(chunk, self.likelihood, predictive_temperature) for chunk in self._chunks]
+        )
+
+    def log_density(self, prediction: Prediction) -> Tensor:
+        """The log density that `predict` gave to each held-out target, (N,), in float64."""
+        return prediction.log_density(self._targets).double()
 
     def best_predictive_temperature(self) -> float:
         """τ that minimises the negative log-likelihood of the averaged predictive of each label at logits_s / τ.

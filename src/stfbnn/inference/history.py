@@ -161,27 +161,27 @@ class FitRun:
         return table
 
     def component_table(self) -> Table:
-        """A mixture's components, for a terminal."""
-        score = "" if self.held_out_nll is None else f" The mixture's held-out NLL is {self.held_out_nll:.4f}."
-        caption = f"The trained network's own is {self.network_held_out_nll:.4f}." if score else ""
+        """A mixture's components, for a terminal; the seconds are those of retraining and of inference."""
+        lines = [f"Component {one.number} {one.reason}." for one in self.components if not one.kept]
+        if self.held_out_nll is not None:
+            lines.append(f"The mixture's held-out NLL is {self.held_out_nll:.4f}.")
+        if self.network_held_out_nll is not None:
+            lines.append(f"The trained network's own held-out NLL is {self.network_held_out_nll:.4f}.")
         table = Table(
-            title="Components", title_justify="left", caption=f"{score} {caption}".strip() or None, caption_justify="left"
+            title="Components", title_justify="left", caption="\n".join(lines) or None, caption_justify="left"
         )
-        headings = ("", "start", "NLL", "held-out NLL", "distance", "disagrees", "weight", "retrain s", "infer s", "")
-        for number, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if number in (1, len(headings) - 1) else "right")
+        for heading in ("", "start", "NLL", "held-out", "dist.", "differs", "weight", "seconds"):
+            table.add_column(heading, justify="left" if heading == "start" else "right", no_wrap=True)
         for one in self.components:
             table.add_row(
                 str(one.number),
                 one.start,
-                _figure(one.nll),
-                _figure(one.held_out_nll),
+                f"{one.nll:.4f}",
+                "" if one.held_out_nll is None else f"{one.held_out_nll:.4f}",
                 f"{one.distance:.2f}",
                 "" if one.disagreement is None else f"{one.disagreement:.1%}",
-                f"{one.weight:.3f}",
-                f"{one.retraining_seconds:.1f}",
-                f"{one.inference_seconds:.1f}",
-                "kept" if one.kept else f"dropped: {one.reason}",
+                f"{one.weight:.3f}" if one.kept else "dropped",
+                f"{one.retraining_seconds:.1f}+{one.inference_seconds:.1f}",
                 style="bold" if one.kept else "dim",
             )
         return table
@@ -189,7 +189,3 @@ class FitRun:
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
         return asdict(self)
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

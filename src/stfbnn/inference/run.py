@@ -38,8 +38,8 @@ from stfbnn.progress import progress_bar
 from stfbnn.provenance import Provenance
 from stfbnn.randomness import derive_seed, generator, seeded
 
-# Retraining ends where an epoch lowers the objective by less than this share of what all of them did (of 1 nat at least).
-_FLAT = 2e-3
+# Retraining ends where two epochs lower the objective by less than this share of what all of them did (of 1 nat at least).
+_FLAT = 1e-3
 _FEWEST_RETRAINING_EPOCHS = 3
 
 
@@ -283,10 +283,13 @@ class Run:
 
     def _is_flat(self) -> bool:
         """Whether the retraining of a point mass has stopped to pay; inference always runs its schedule to its end."""
-        if self.epoch < _FEWEST_RETRAINING_EPOCHS or not isinstance(self.bnn.posterior, PointMassPosterior):
+        # Before the last quarter of the schedule the rate is so high that a plateau says nothing.
+        early = self.epoch < max(_FEWEST_RETRAINING_EPOCHS, 0.75 * self.epochs)
+        if early or not isinstance(self.bnn.posterior, PointMassPosterior):
             return False
         course = [record.free_energy for record in self.history[-self.epoch :]]
-        return course[-2] - course[-1] < _FLAT * max(1.0, course[0] - course[-1])
+        before, now = min(course[:-2]), min(course[-2:])
+        return before - now < _FLAT * max(1.0, course[0] - now)
 
     @torch.no_grad()
     def _width(self) -> tuple[float, float]:
@@ -327,6 +330,11 @@ class Run:
         assert self.best is not None  # noqa: S101 - there is at least one stage
         self._restore(self.best)
         return self.best
+
+    def take_settled(self) -> None:
+        """Let the held-out data be scored with this run's likelihood again, once its followers have ended."""
+        if self.held_out is not None:
+            self.held_out.likelihood = self.likelihood
 
     def finish(self) -> FitRun:
         """Take the best posterior and tell the network that it is fitted."""

@@ -61,7 +61,7 @@ class VariationalNewton(Engine):
         batches: int,
         curvature: Tensor,
         learning_rate: float | None = None,
-        wander: float = 0.5,
+        wander: float = 1.0,
         momentum: float = 0.9,
         curvature_rate: float = 1e-3,
         curvature_trust: float | None = None,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from stfbnn.errors import InputError
+from stfbnn.errors import ArtifactError, InputError
 from stfbnn.posterior.base import Posterior, PosteriorFamily
 from stfbnn.posterior.families import COMPONENT_FAMILIES, family_recipe
 from stfbnn.posterior.layout import ParameterLayout
@@ -70,6 +70,9 @@ class MixturePosterior(Posterior):
         Raises:
             InputError: They are not positive and finite, or do not sum to 1.
         """
+        self.weights.copy_(self._checked(weights))
+
+    def _checked(self, weights: Tensor) -> Tensor:
         if weights.shape != (len(self),) or not bool((torch.isfinite(weights) & (weights > 0)).all()):
             raise InputError(
                 f"a mixture of {len(self)} components needs as many positive weights (drop a component that is to have "
@@ -78,7 +81,7 @@ class MixturePosterior(Posterior):
         total = float(weights.double().sum())
         if abs(total - 1) > _SUM_TOLERANCE:
             raise InputError(f"mixture weights must sum to 1, but they sum to {total}")
-        self.weights.copy_(weights.double() / total)
+        return weights.double() / total
 
     @property
     def is_ensemble(self) -> bool:
@@ -171,6 +174,20 @@ class MixturePosterior(Posterior):
         for part in self._parts():
             part.set_std(std)
 
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the components' parameters and the weights from what `tensors` gave.
+
+        Raises:
+            ArtifactError: A tensor is missing, is one too many, has another shape or dtype, or the weights are no distribution.
+        """
+        weights = tensors.get("weights")
+        if weights is not None and weights.shape == self.weights.shape:
+            try:
+                self._checked(weights)
+            except InputError as error:
+                raise ArtifactError(str(error)) from error
+        super().load_tensors(tensors)
+
     def config(self) -> dict[str, Any]:
         """How many components there are, of what family and with what settings."""
         return {
@@ -222,16 +239,17 @@ class Mixture:
             weights, which finds nearer and often better optima.
         perturbation: The noise's standard deviation for "perturb", in units of each parameter's root mean square.
         retrain_epochs: The most epochs of retraining; it ends earlier once the objective hardly improves. None takes as many
-            as make about 400 steps, from 2 to 20.
+            as make about 250 steps, from 2 to 10.
         retrain_learning_rate: Adam's rate at the start of retraining, in units of the trained weights' root mean square over
             the square root of a unit's number of inputs: about the share by which a step may change a pre-activation.
-        inference_epochs: Epochs of inference for the components after number 0, which start from a retrained optimum; None
-            takes those of `fit`.
+        inference_epochs: Epochs of inference for the components after number 0; None takes those of `fit`. They start from a
+            retrained optimum with the curvature there, so that one or two cost little accuracy where `fit` is given many.
         weighting: "held-out" stacks: it maximises the mean log of the mixture's predictive density on ``val_loader``;
             without one the weights are equal, and `fit` warns. "free-energy" takes π_k ∝ exp(−(N/T) F_k), which minimises the
             mixture's own free energy where components do not overlap, and is nearly one-hot. "equal" asks for equal weights.
-        max_excess: A component whose NLL is higher than that of component 0 by more than this, nats per example, never became
-            good. It is dropped, unless its weight on held-out data is above a fiftieth.
+        max_excess: A component whose held-out NLL is higher than that of component 0 by more than this, nats per example, never
+            became good, and is dropped; with equal weights, one whose NLL (its training objective where nothing is held out)
+            is higher than the best one's by more than this.
         min_weight: On held-out data, a component of less weight than this adds nothing to the others, and is dropped.
 
     Raises:
@@ -268,7 +286,10 @@ class Mixture:
         for name, known in (("start", Start), ("weighting", Weighting)):
             if getattr(self, name) not in known.__args__:  # type: ignore[attr-defined]
                 raise InputError(f"{name} must be one of {list(known.__args__)}, but it is {getattr(self, name)!r}")  # type: ignore[attr-defined]
-        self.component_family()
+        if self.component_family().name == PointMassPosterior.family and self.weighting == "free-energy":
+            raise InputError(
+                'weighting="free-energy" needs components that have a density, which point masses have not; use "held-out"'
+            )
 
     @property
     def name(self) -> str:

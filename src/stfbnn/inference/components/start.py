@@ -13,6 +13,7 @@ from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import Mixture
 from stfbnn.randomness import generator, seeded
 
+
 def start_vector(bnn: BayesianNetwork, recipe: Mixture, seed: int) -> Tensor:
     """Weights (d,) from which a component is retrained, on the network's device.
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 _LARGEST_GAP = 1e-6
-_MOST_STEPS = 20_000
+_MOST_STEPS = 5_000
+# A mixture's weights are positive.
+_NO_WEIGHT = 1e-12
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ def stack(log_densities: Tensor) -> Stacking:
     """Stacking (Wolpert 1992; Yao et al. 2018): argmax_π (1/N) Σ_n log Σ_k π_k p_k(y_n) over the simplex.
 
     The objective is concave. Its gradient is g_k = (1/N) Σ_n p_k(y_n) / p(y_n), with Σ_k π_k g_k = 1, so that no weights
-    are better than the present ones by more than max_k g_k − 1. The steps π_k ← π_k g_k (expectation maximisation) never
-    make it worse, and end where that bound is below a millionth.
+    are better than the present ones by more than max_k g_k − 1. The steps π_k ∝ π_k g_k^η never make it worse with η = 1
+    (expectation maximisation); longer ones are taken as long as they do not either. They end where the bound is below a
+    millionth.
 
     Args:
         log_densities: log p_k(y_n | x_n), (K, N).
@@ -40,14 +43,20 @@ def stack(log_densities: Tensor) -> Stacking:
     top = log_densities.amax(dim=0)
     densities = (log_densities - top).exp()
     weights = torch.full((len(densities),), 1 / len(densities), dtype=torch.float64)
-    gradient = (densities / (weights @ densities)).mean(dim=1)
+    mixed, stride = weights @ densities, 1.0
+    gradient = (densities / mixed).mean(dim=1)
     for _ in range(_MOST_STEPS):
         if float(gradient.max()) - 1 <= _LARGEST_GAP:
             break
-        weights = weights * gradient
-        weights /= weights.sum()
-        gradient = (densities / (weights @ densities)).mean(dim=1)
-    nll = -float(((weights @ densities).log() + top).mean())
+        step = weights * gradient**stride
+        step /= step.sum()
+        there = step @ densities
+        if stride > 1 and not float((there / mixed).log().mean()) >= 0:
+            stride = max(1.0, stride / 4)
+            continue
+        weights, mixed, stride = step, there, 1.5 * stride
+        gradient = (densities / mixed).mean(dim=1)
+    nll = -float((mixed.log() + top).mean())
     # A vertex may still be better than what a bounded number of steps has reached.
     singles = -log_densities.mean(dim=1)
     best = int(singles.argmin())
@@ -57,12 +66,6 @@ def stack(log_densities: Tensor) -> Stacking:
         nll = float(singles[best])
         gradient = (densities / densities[best]).mean(dim=1)
     return Stacking(weights, nll, max(0.0, float(gradient.max()) - 1))
-
-
-def mixed_nll(log_densities: Tensor, weights: Tensor) -> float:
-    """−(1/N) Σ_n log Σ_k π_k p_k(y_n) for log densities (K, N) and weights (K,)."""
-    logs = log_densities.double() + weights.double().log().unsqueeze(1)
-    return -float(logs.logsumexp(dim=0).mean())
 
 
 def free_energy_weights(free_energies: Tensor, num_examples: int, temperature: float) -> Tensor:
@@ -78,3 +81,85 @@ def free_energy_weights(free_energies: Tensor, num_examples: int, temperature: f
         temperature: T.
     """
     return (-(num_examples / temperature) * free_energies.double()).softmax(dim=0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which components a mixture keeps.
+
+    Attributes:
+        weights: π, (K,), in float64; 0 for those that are dropped.
+        reasons: Why each one is dropped; "" for those that are kept.
+    """
+
+    weights: Tensor
+    reasons: tuple[str, ...]
+
+    @property
+    def kept(self) -> list[int]:
+        """The numbers of those that are kept."""
+        return [number for number, reason in enumerate(self.reasons) if not reason]
+
+
+def weigh_by_held_out(log_densities: Tensor, max_excess: float, min_weight: float) -> Choice:
+    """Drop what never became good, stack, drop what then has next to no weight, and stack the rest anew.
+
+    A component that is poor throughout may have some weight all the same, where number 0 is so sure of its errors that
+    anything helps: that is for a temperature to repair, not for a component.
+
+    Args:
+        log_densities: log p_k(y_n | x_n) on held-out data, (K, N).
+        max_excess: A component that is worse than number 0 by more than this, nats per example, never became good.
+        min_weight: Any component of less weight is dropped.
+    """
+    scores = -log_densities.double().mean(dim=1)
+    reasons = [
+        _never_good("held-out NLL", score, float(scores[0])) if score - float(scores[0]) > max_excess else ""
+        for score in scores.tolist()
+    ]
+    kept = [number for number, reason in enumerate(reasons) if not reason]
+    while True:
+        weights = stack(log_densities[kept]).weights
+        least = []
+        for number, weight in zip(kept, weights.tolist(), strict=True):
+            if weight < max(min_weight, _NO_WEIGHT):
+                reasons[number] = f"adds nothing to the others: its weight would be {weight:.1g}"
+            else:
+                least.append(number)
+        if least == kept:
+            return Choice(_spread(weights, kept, len(scores)), tuple(reasons))
+        kept = least
+
+
+def weigh_equally(scores: Tensor, max_excess: float, what: str) -> Choice:
+    """Equal weights for all but the components that never became good.
+
+    Args:
+        scores: What each component reached, nats per example, (K,); the lower the better.
+        max_excess: The most by which a component may be worse than the best.
+        what: The scores' name.
+    """
+    best = float(scores.min())
+    reasons = tuple("" if score - best <= max_excess else _never_good(what, score, best) for score in scores.tolist())
+    kept = [number for number, reason in enumerate(reasons) if not reason]
+    equal = torch.full((len(kept),), 1 / len(kept), dtype=torch.float64)
+    return Choice(_spread(equal, kept, len(reasons)), reasons)
+
+
+def weigh_by_free_energy(free_energies: Tensor, num_examples: int, temperature: float, min_weight: float) -> Choice:
+    """`free_energy_weights`, without those below ``min_weight``; other arguments as there."""
+    weights = free_energy_weights(free_energies, num_examples, temperature)
+    reasons = tuple(
+        "" if weight >= max(min_weight, _NO_WEIGHT) else f"its free energy gives it the weight {weight:.1g}"
+        for weight in weights.tolist()
+    )
+    kept = [number for number, reason in enumerate(reasons) if not reason]
+    return Choice(_spread(weights[kept] / weights[kept].sum(), kept, len(reasons)), reasons)
+
+
+def _spread(weights: Tensor, kept: list[int], count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.float64).index_copy(0, torch.tensor(kept), weights)
+
+
+def _never_good(what: str, score: float, other: float) -> str:
+    return f"never became good: its {what} is {score:.3f}, against {other:.3f}"

@@ -1,0 +1,69 @@
+"""How a component does: on the training data, and beside component 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from stfbnn.batches import to_device
+from stfbnn.draws import Draws
+from stfbnn.errors import InputError
+from stfbnn.inference.minibatch import chunks
+from stfbnn.inference.survey import checked_batch
+from stfbnn.likelihood import Likelihood
+from stfbnn.network import BayesianNetwork
+from stfbnn.posterior import Posterior
+from stfbnn.predictive import Prediction
+from stfbnn.randomness import seeded
+
+
+@torch.no_grad()
+def training_nll(
+    bnn: BayesianNetwork, loader: Iterable[Any], likelihood: Likelihood, target_key: str, samples: int, seed: int
+) -> float:
+    """E_q[−log p(y | x, w)] over the training data, nats per example: the mean over draws, in one pass.
+
+    Args:
+        bnn: The network.
+        loader: The training data.
+        likelihood: p(y | output).
+        target_key: The target's entry in mappings.
+        samples: Draws, the same for every example.
+        seed: Of the draws, and of what the loader draws.
+    """
+    draws = Draws(bnn, samples, seed)
+    total, examples = 0.0, 0
+    with seeded(seed, "training-nll"):
+        for batch in loader:
+            inputs, target = checked_batch(batch, target_key)
+            for part, targets in chunks(to_device(inputs, bnn.device), target.to(bnn.device), bnn.device):
+                for outputs in draws.outputs(part):
+                    logs = torch.stack([likelihood.log_prob(draw, targets) for draw in outputs])
+                    total -= float(logs.double().sum()) / draws.count
+                examples += len(targets)
+    return total / examples
+
+
+def distance(posterior: Posterior, other: Posterior) -> float:
+    """‖μ − μ₀‖ / ‖μ₀‖ between the means of two posteriors, the second being the measure."""
+    mean, center = posterior.mean_vector().detach(), other.mean_vector().detach()
+    return float((mean - center).norm() / center.norm())
+
+
+def disagreement(prediction: Prediction, other: Prediction) -> float | None:
+    """How far two predictions of the same examples differ.
+
+    Returns:
+        For labels, the share that differ; for numbers, the root mean square difference of the means over that of the second
+        one's standard deviations; None where there are neither.
+    """
+    mine, theirs = getattr(prediction, "labels", None), getattr(other, "labels", None)
+    if mine is not None and theirs is not None:
+        return float((mine != theirs).double().mean())
+    try:
+        gap, width = prediction.mean - other.mean, other.std  # type: ignore[attr-defined]
+    except (AttributeError, InputError):
+        return None
+    return float((gap.double().square().mean() / width.double().square().mean()).sqrt())
