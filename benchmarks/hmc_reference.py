@@ -1,6 +1,6 @@
 """Every posterior family and engine against Hamiltonian Monte Carlo, on a first layer that is small enough to be sampled.
 
-    python benchmarks/hmc_reference.py                 # 3 seeds, about 8 minutes on one core
+    python benchmarks/hmc_reference.py                 # 3 seeds, about 9 minutes on one core
 
 The digits that come with scikit-learn, averaged down to 4x4, 400 of them for training; a network 16-8-10 with a tanh, whose
 first layer has 136 parameters; T = 1. The reference is the average over all draws of four chains; the row below it, two chains

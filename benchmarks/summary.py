@@ -148,9 +148,26 @@ def figure(runs: list[dict[str, Any]]) -> Figure:
     return shown
 
 
+def hmc_table(runs: list[dict[str, Any]]) -> str:
+    """Families and engines against the reference."""
+    keys = ("free energy", "predictive TV", "mean error", "std ratio", "covariance error", "test NLL")
+    lines = ["| method | " + " | ".join(keys) + " | seconds |", "|---" * (len(keys) + 2) + "|"]
+    for method in runs[0]["methods"]:
+        seconds = [run["methods"][method]["seconds"] for run in runs if "seconds" in run["methods"][method]]
+        cells = [spread(runs, method, key) for key in keys] + [f"{np.median(seconds):.1f}" if seconds else ""]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def markdown(name: str) -> str:
+    """A table that a benchmark wrote itself."""
+    return (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip()
+
+
 def main() -> None:
     """Write the page, and the table of the README."""
     mlp, quick, cnn = read("overfit_mlp"), read("overfit_mlp_quick"), read("pretrained_cnn")
+    hmc, newton = read("hmc_reference"), read("natural_gradient_reference")
     save_figure(figure(mlp["runs"]), DOCS / "figures" / "overfit_mlp.png")
     template = (Path(__file__).parent / "results.md.in").read_text(encoding="utf-8")
     parts = {
@@ -170,6 +187,13 @@ def main() -> None:
         "CNN_TRIALS": trials(cnn["runs"]),
         "CNN_WHERE": where(cnn),
         "STEPS": steps(),
+        "HMC_TABLE": hmc_table(hmc["runs"]),
+        "HMC_WHERE": where(hmc),
+        "NEWTON_DIFFERENCE": f"{max(run['largest_difference_of_mean'] for run in newton['runs']):.0e}",
+        "NEWTON_STEPS": str(newton["runs"][0]["steps"]),
+        "NEWTON_COMMAND": newton["environment"]["command"],
+        "ESTIMATORS": markdown("estimators"),
+        "ESTIMATORS_WHERE": where(read("estimators")),
     }
     for name, text in parts.items():
         template = template.replace(f"@{name}@", text)

@@ -216,7 +216,6 @@ def test_cosine() -> None:
     ],
 )
 def test_bad_engines_are_refused(name: str, options: dict[str, object], message: str) -> None:
+    posterior, prior = make("natural-gradient")[1], GaussianPrior(torch.zeros(3), torch.tensor(1.0))
     with pytest.raises(InputError, match=message):
-        posterior = make("natural-gradient")[1]
-        prior = GaussianPrior(torch.zeros(3), torch.tensor(1.0))
         engines.check_engine(engines.resolve_engine(name, posterior), options, posterior, prior, SharedSample())

@@ -199,7 +199,9 @@ def test_every_estimator_fits(name: str, engine: str) -> None:
 def test_what_auto_chooses() -> None:
     dense = bayesianize(nn.Linear(5, 2), torch.randn(2, 5))
     assert repr(resolve_estimator("auto", None, dense, torch.randn(2, 5))) == repr(LocalReparameterization(2))
-    assert repr(resolve_estimator("auto", 3, dense, torch.randn(2, 5))) == repr(LocalReparameterization(3, antithetic=False))
+    assert repr(resolve_estimator("auto", 3, dense, torch.randn(2, 5))) == repr(
+        LocalReparameterization(3, antithetic=False)
+    )
     conv = bayesianize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), torch.randn(2, 1, 3, 3))
     assert repr(resolve_estimator("auto", None, conv, IMAGES)) == repr(SharedSample(2, antithetic=True))
 

@@ -268,7 +268,9 @@ def test_likelihoods_of_the_user_s_own_keep_their_draws() -> None:
     fit(bnn, loader(X, Y), epochs=1, likelihood=Own(), temperature=1.0)
     pred = predict(bnn, X, samples=4)
     each = torch.stack([bnn.outputs(Draws(bnn, 4, 0).vector(index), X).sum(1) for index in range(4)])
-    torch.testing.assert_close(pred.log_density(Y), (each.double().logsumexp(0) - math.log(4)).float(), check_dtype=False)
+    torch.testing.assert_close(
+        pred.log_density(Y), (each.double().logsumexp(0) - math.log(4)).float(), check_dtype=False
+    )
 
 
 def test_an_impossible_checkpoint_is_found_at_once(tmp_path: Path) -> None:

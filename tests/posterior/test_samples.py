@@ -111,7 +111,7 @@ def test_saved_samples_come_back_whole(tmp_path: Path) -> None:
     assert torch.equal(predict(again, x).probs, predict(bnn, x).probs)
 
 
-@pytest.mark.parametrize("engine", ["natural-gradient", "laplace"])
+@pytest.mark.parametrize("engine", ["auto", "natural-gradient", "bayes-by-backprop", "laplace"])
 def test_fit_refuses_samples(engine: str) -> None:
     bnn, _, x = fitted()
     with pytest.raises(InputError):

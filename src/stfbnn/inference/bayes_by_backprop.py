@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from stfbnn.errors import InputError
 from stfbnn.inference.checks import require_positive
 from stfbnn.inference.engine import Engine, cosine_decay
 from stfbnn.inference.estimators import Estimator, Minibatch, Sampler
@@ -45,6 +46,10 @@ class BayesByBackprop(Engine):
     ) -> None:
         super().__init__(posterior, prior, num_examples, estimator)
         require_positive(learning_rate=learning_rate)
+        if not any(True for _ in posterior.parameters()):
+            raise InputError(
+                f"the posterior {posterior.family!r} has nothing to infer; call bayesianize with another family"
+            )
         self.learning_rate = learning_rate
         self._curvature = curvature
         self._adam = torch.optim.Adam(posterior.parameters(), lr=learning_rate)

@@ -20,7 +20,9 @@ from stfbnn.posterior import MeanFieldPosterior, PointMassPosterior, Posterior
 from stfbnn.posterior.block_gaussian import BlockGaussianPosterior
 from stfbnn.prior import GaussianPrior
 
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (VariationalNewton, BayesByBackprop, Laplace, MaximumAPosteriori)}
+ENGINES: dict[str, type[Engine]] = {
+    engine.name: engine for engine in (VariationalNewton, BayesByBackprop, Laplace, MaximumAPosteriori)
+}
 
 
 def resolve_engine(name: str, posterior: Posterior) -> str:
@@ -88,8 +90,8 @@ def build_engine(
         prior: p(w).
         num_examples: N.
         batches: Steps in an epoch.
-        curvature: Gauss–Newton estimate, (d,) or (U, k, k) for block Gaussians; None where Bayes by Backprop is to start from the
-            widths that the recipe set.
+        curvature: Gauss–Newton estimate, (d,) or (U, k, k) for block Gaussians; None where Bayes by Backprop is to start
+            from the widths that the recipe set.
         estimator: Of E_q[NLL] and its gradients.
         options: The engine's settings.
 

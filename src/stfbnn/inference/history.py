@@ -17,7 +17,7 @@ class FitRecord:
         epoch: Epochs done in this stage, from 1.
         free_energy: F = nll + (T/N) KL, nats per example; the NLL averaged over the epoch, the KL at its end.
         nll: E_q[−log p(y | x, w)] on the training data, nats per example.
-        kl: KL(q‖p), nats, summed over the first layer's parameters.
+        kl: KL(q‖p), nats, summed over the first layer's parameters; for a point mass, which has none, −log p(w).
         mean_std: The mean of the posterior's standard deviations.
         held_out_nll: Of the averaged predictive on the held-out data; None where it was not asked for.
         seconds: Wall time of the epoch.

@@ -137,7 +137,7 @@ class _Sums:
 
     def add(self, loss: Tensor) -> None:
         for total, part in zip(self.gradients, torch.autograd.grad(loss, self._leaves), strict=True):
-            total += part
+            total.add_(part)
         self._total += loss.detach()
 
     def nll(self) -> float:

@@ -1,7 +1,7 @@
 """The precision of a Gaussian posterior as natural-gradient inference tracks it: a diagonal, or one matrix for each block.
 
-With λ = N/T, q = N(m, (λS)⁻¹), S = H + δ: H is the expected Hessian of the mean negative log-likelihood, δ the prior's precision
-over λ. Both classes here keep S positive definite by construction, and write q's width whenever S changes.
+With λ = N/T, q = N(m, (λS)⁻¹), S = H + δ: H is the expected Hessian of the mean negative log-likelihood, δ the prior's
+precision over λ. Both classes here keep S positive definite by construction, and write q's width whenever S changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from stfbnn.prior import GaussianPrior
 _LOWEST = -0.5
 # ½ of this is the most that noise may make S grow, as a share of how fast it decays; W² is averaged over about ten moves.
 _GROWTH, _RECENT = 0.5, 0.1
-# Where rounding makes a block of S indefinite, its eigenvalues are raised to this share of δ: q is at most ten times as wide as p.
+# Where rounding makes a block of S indefinite, its eigenvalues are raised to this share of δ: q is at most ten times as wide
+# as p.
 _LEAST = 0.01
 
 
@@ -62,7 +63,9 @@ class DiagonalPrecision:
     whose last term keeps h + δ positive.
     """
 
-    def __init__(self, posterior: MeanFieldPosterior, prior: GaussianPrior, num_examples: int, curvature: Tensor) -> None:
+    def __init__(
+        self, posterior: MeanFieldPosterior, prior: GaussianPrior, num_examples: int, curvature: Tensor
+    ) -> None:
         self._posterior, self._prior, self._num_examples = posterior, prior, num_examples
         self._curvature = curvature.detach().clone()
         self._effective = 1.0
@@ -289,7 +292,7 @@ def precision_of(
         return DiagonalPrecision(posterior, prior, num_examples, curvature)
     if isinstance(posterior, BlockGaussianPosterior):
         size = posterior.index.shape[1]
-        every = every or max(1, size // 16 if size > 32 else 1)  # noqa: PLR2004 - as documented
+        every = every or max(1, size // 16 if size > 32 else 1)
         return BlockPrecision(posterior, prior, num_examples, curvature, shrinkage, every)
     return None
 

@@ -39,8 +39,8 @@ class VariationalNewton(Engine):
         num_examples: N.
         estimator: Of E_q[NLL] and its gradients.
         batches: Steps in one pass over the data.
-        curvature: H₀, the generalised Gauss–Newton matrix per example at the start: its diagonal (d,), or its blocks (U, k, k), which are
-            moved halfway to their diagonal.
+        curvature: H₀, the generalised Gauss–Newton matrix per example at the start: its diagonal (d,), or its blocks
+            (U, k, k), which are moved halfway to their diagonal.
         learning_rate: α at the start of each temperature; None takes min(0.1, ``wander`` · 2 T / batches).
         wander: How far the gradient's noise may make m wander at first, in posterior variances: about α · batches / (2 T).
             A larger one converges in fewer epochs, where the layer is small enough to bear it.
@@ -81,9 +81,7 @@ class VariationalNewton(Engine):
             raise InputError(f"momentum must be in [0, 1), but it is {momentum!r}")
         if curvature_every is not None:
             require_count(curvature_every=curvature_every)
-        precision = precision_of(
-            posterior, prior, num_examples, curvature, shrinkage=_SHRINKAGE, every=curvature_every
-        )
+        precision = precision_of(posterior, prior, num_examples, curvature, shrinkage=_SHRINKAGE, every=curvature_every)
         if precision is None:
             raise InputError(
                 f"the natural-gradient engine infers mean-field, filterwise and full-covariance Gaussians, but the posterior "

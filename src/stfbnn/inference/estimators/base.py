@@ -129,7 +129,7 @@ class Average:
             self._gradients = tuple(gradient / self._count for gradient in gradients)
         else:
             for total, gradient in zip(self._gradients, gradients, strict=True):
-                total += gradient / self._count
+                total.add_(gradient, alpha=1 / self._count)
 
     def result(self) -> Estimate:
         """The mean."""

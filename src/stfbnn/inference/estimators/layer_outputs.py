@@ -59,7 +59,7 @@ class LocalReparameterization(Estimator):
                 call_model(bnn.network, example)
         finally:
             handle.remove()
-        if len(shapes[0]) != 2:  # noqa: PLR2004 - examples and features
+        if len(shapes[0]) != 2:
             raise InputError(
                 f"local reparameterisation needs a layer that is applied once to an example, but the input of "
                 f'{bnn.layer_name!r} has the shape {shapes[0]}; use estimator="antithetic"'
