@@ -1,6 +1,7 @@
 """Likelihoods against torch.distributions and scipy, and what they refuse."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -155,3 +156,9 @@ def test_bad_noise_is_refused(bad: float) -> None:
 def test_noise_columns_must_fit() -> None:
     with pytest.raises(InputError, match="3 entries"):
         Gaussian(noise_std=[1.0, 1.0, 1.0]).check(torch.zeros(5, 2), torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize("noise", ["small", [[1.0], [1.0, 2.0]], 0.0, [1.0, -1.0]])
+def test_noise_that_is_no_number_is_refused(noise: Any) -> None:
+    with pytest.raises(InputError, match="noise_std must be"):
+        Gaussian(noise_std=noise)

@@ -206,3 +206,12 @@ def test_the_table_tells_problems_first() -> None:
     console.print(findings_table(findings))
     text = console.file.getvalue()
     assert all(finding.name in text for finding in findings)
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_an_ensemble_of_points_can_be_diagnosed(components: int) -> None:
+    recipe = Mixture(components=components, family="point", weighting="equal", max_excess=50.0)
+    bnn, run = fitted("calm", held_out=True, temperature=0.1, layer={"posterior": recipe})
+    # Its component 0 is the trained layer as it is, so nothing is on record for it.
+    assert run.history == ()
+    assert found(bnn, run).keys() <= {"no-better-than-network", "one-component"}

@@ -16,7 +16,7 @@ from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.inference.survey import survey
 from stfbnn.likelihood import Categorical, Gaussian
 from stfbnn.network import bayesianize
-from stfbnn.posterior import MeanField, ParameterLayout, Posterior
+from stfbnn.posterior import MeanField, Mixture, ParameterLayout, Posterior
 from stfbnn.prior import GaussianPrior
 from stfbnn.progress import progress_bar
 
@@ -219,3 +219,11 @@ def test_bad_engines_are_refused(name: str, options: dict[str, object], message:
     posterior, prior = make("natural-gradient")[1], GaussianPrior(torch.zeros(3), torch.tensor(1.0))
     with pytest.raises(InputError, match=message):
         engines.check_engine(engines.resolve_engine(name, posterior), options, posterior, prior, SharedSample())
+
+
+@pytest.mark.parametrize("engine", ["natural-gradient", "bayes-by-backprop", "laplace"])
+@pytest.mark.parametrize("family", ["point", Mixture(components=2, family="point")], ids=["point", "ensemble"])
+def test_a_point_mass_is_only_retrained(family: str | Mixture, engine: str) -> None:
+    x, y = torch.randn(8, 6), torch.randint(0, 3, (8,))
+    with pytest.raises(InputError, match="not inferred but retrained"):
+        fit(bayesianize(mlp(6), x[:2], posterior=family), [(x, y)], temperature=1.0, engine=engine)

@@ -231,6 +231,10 @@ def test_what_stage_one_saw_is_remembered() -> None:
         ({"likelihood": "student", "temperature": 1.0}, "likelihood"),
         ({"num_examples": 0, "temperature": 1.0}, "num_examples"),
         ({"seed": -1, "temperature": 1.0}, "seed"),
+        ({"temperatures": 0.1}, "temperatures must be numbers to try"),
+        ({"predictive_temperature": True, "temperature": 1.0}, "predictive_temperature"),
+        ({"max_seen_share": "few", "temperature": 1.0}, "max_seen_share"),
+        ({"max_seen_share": -0.1, "temperature": 1.0}, "max_seen_share"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(options: dict[str, object], message: str) -> None:

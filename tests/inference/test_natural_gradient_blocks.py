@@ -13,6 +13,7 @@ from stfbnn.errors import InputError
 from stfbnn.inference.engines import build_engine
 from stfbnn.inference.estimators import Estimate, Estimator, Minibatch, Sampler, SharedSample
 from stfbnn.inference.fit import fit
+from stfbnn.inference.precision import BlockPrecision
 from stfbnn.likelihood import Gaussian
 from stfbnn.network import bayesianize
 from stfbnn.posterior import ParameterLayout
@@ -297,6 +298,27 @@ def test_a_run_goes_on_where_it_stopped(family: str, every: int, tmp_path: objec
     resumed = run(None, path)
     for one, other in zip(whole.posterior.parameters(), resumed.posterior.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_prior_that_is_learned_does_not_drop_what_was_averaged() -> None:
+    # Where an epoch has fewer batches than one move of S averages, S would never move.
+    hessian = torch.tensor([[[2.0, 0.5], [0.5, 1.0]], [[1.0, -0.3], [-0.3, 3.0]]])
+    prior = GaussianPrior(torch.zeros(4), torch.tensor(0.5))
+    layout = ParameterLayout(("weight",), ((2, 2),))
+    posterior = Filterwise().build(layout, torch.zeros(4), prior)
+    precision = BlockPrecision(posterior, prior, 10, hessian, 0.0, every=2)
+    precision.begin(1.0)
+    # These gradients say that H is what S has it to be, so S must not change but for the prior.
+    precision.update(hessian @ posterior.scale_tril.detach(), 0.1)
+    prior.set_scales(torch.tensor([0.1]))
+    precision.begin(1.0)
+    assert precision.state()["count"] == 1
+    precision.update(hessian @ posterior.scale_tril.detach(), 0.1)
+    assert precision.state()["count"] == 0
+    torch.testing.assert_close(precision.state()["precision"], hessian + torch.eye(2) / (10 * 0.1**2))
+    precision.update(hessian @ posterior.scale_tril.detach(), 0.1)
+    precision.begin(0.3)
+    assert precision.state()["count"] == 0
 
 
 def test_families_without_the_update_are_refused() -> None:

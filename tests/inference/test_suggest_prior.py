@@ -17,6 +17,7 @@ from stfbnn.errors import InputError
 from stfbnn.inference.suggest_prior import MULTIPLES, PriorSuggestion, suggest_prior
 from stfbnn.likelihood import Gaussian
 from stfbnn.network import bayesianize
+from stfbnn.posterior import Mixture
 from stfbnn.prior import Normal
 
 FEATURES, NOISE, TRUE_SCALE = 8, 1.5, 0.5
@@ -194,3 +195,23 @@ def test_held_out_data_must_be_there_and_unseen() -> None:
         suggest_prior(net, first[0][:2], train, iter(loader(*second)))
     with pytest.raises(InputError, match="not held out"):
         suggest_prior(net, first[0][:2], train, loader(*first))
+
+
+def test_an_ensemble_of_points_has_no_free_energy_to_tell() -> None:
+    x, y = classification(60)
+    recipe = Mixture(components=2, family="point", weighting="equal", max_excess=50.0)
+    options = {"temperature": 0.1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = suggest_prior(
+            mlp(),
+            x[:2],
+            loader(x, y),
+            loader(*classification(60, seed=1)),
+            scales=(0.1, 1.0),
+            posterior=recipe,
+            epochs=1,
+            fit_options=options,
+        )
+    assert [trial.free_energy for trial in found.trials] == [None, None]
+    assert found.table().row_count == 2

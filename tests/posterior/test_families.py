@@ -1,5 +1,6 @@
 """Families by name, from bayesianize to a loaded file, and families of a user's own."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,3 +144,15 @@ def test_taken_names_and_unusable_recipes_are_refused() -> None:
 
     with pytest.raises(InputError, match="without arguments"):
         register_family(NeedsArguments)
+
+
+@pytest.mark.parametrize("recipe", [MeanField, LowRank, Filterwise, Full])
+@pytest.mark.parametrize("width", ["wide", 0.0, True, math.inf])
+def test_an_initial_width_that_is_none_is_refused(recipe: Any, width: object) -> None:
+    with pytest.raises(InputError, match="initial_std must be positive and finite"):
+        recipe(initial_std=width)
+
+
+def test_a_recipes_class_is_no_recipe() -> None:
+    with pytest.raises(InputError, match="must be a name or a recipe"):
+        bayesianize(nn.Linear(2, 2), torch.ones(1, 2), posterior=Mixture)  # type: ignore[arg-type]

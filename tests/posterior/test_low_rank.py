@@ -122,6 +122,8 @@ def test_a_bad_rank_is_refused(bad: int) -> None:
 def test_a_bad_initial_std_is_refused() -> None:
     with pytest.raises(InputError, match="initial_std"):
         LowRank(initial_std=-1.0)
+    with pytest.raises(InputError, match="initial_std"):
+        LowRank(initial_std="wide")  # type: ignore[arg-type]
 
 
 def test_a_large_covariance_matrix_is_refused() -> None:

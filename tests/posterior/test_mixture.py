@@ -225,6 +225,8 @@ def test_an_ensemble_of_points_has_moments_and_no_density() -> None:
         ({"perturbation": 0.0}, "perturbation"),
         ({"max_excess": float("nan")}, "max_excess"),
         ({"min_weight": 0.5}, "min_weight"),
+        ({"min_weight": "none"}, "min_weight"),
+        ({"family_options": [1]}, "family_options must be a mapping"),
         ({"start": "anywhere"}, "start must be one of"),
         ({"weighting": "stacking"}, "weighting must be one of"),
         ({"family": "mixture"}, "cannot be mixtures"),

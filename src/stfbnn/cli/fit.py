@@ -223,6 +223,8 @@ def fit(
     findings = diagnose(bnn, result)
     counts = parameter_counts(bnn)
     out.show(result.table())
+    if result.components:
+        out.show(result.component_table())
     if findings:
         out.show(findings_table(findings))
     out.show(

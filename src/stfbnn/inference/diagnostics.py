@@ -145,7 +145,8 @@ def _course(bnn: BayesianNetwork, run: FitRun) -> Iterator[Finding]:
     """Did the kept stage fall, move, and come to rest?"""
     records = [record for record in run.history if record.temperature == run.temperature]
     kept = _up_to_best(records)
-    if not ENGINES[run.engine].iterates:
+    # An ensemble's component 0 is the trained layer as it is: nothing was run for it.
+    if not records or not ENGINES[run.engine].iterates:
         return
     begun = [start for start in run.starts if start.temperature == run.temperature]
     first = [start.nll + start.temperature / run.num_examples * start.kl for start in begun]

@@ -49,6 +49,10 @@ def check_engine(
     Raises:
         InputError: Says what is known.
     """
+    if isinstance(posterior, PointMassPosterior) and name != MaximumAPosteriori.name:
+        raise InputError(
+            f'a point mass is not inferred but retrained, so engine={name!r} has no use; use engine="auto"'
+        )
     known = inspect.signature(ENGINES[name]).parameters
     settings = [
         key

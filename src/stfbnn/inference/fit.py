@@ -116,8 +116,8 @@ def fit(
             )
         # T only scales the prior's pull, and T = 1 would pull harder than stage one did.
         temperature = DEFAULT_TEMPERATURE if temperature is None else temperature
-    schedule = temperature_schedule(temperature, tuple(temperatures), val_loader is not None)
-    check_held_out_options(predictive_temperature, early_stop, val_loader is not None)
+    schedule = temperature_schedule(temperature, temperatures, val_loader is not None)
+    check_held_out_options(predictive_temperature, early_stop, max_seen_share, val_loader is not None)
     bnn.check_unchanged()
     run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress)
     if predictive_temperature != 1 and not run.likelihood.has_logits:

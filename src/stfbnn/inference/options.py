@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Literal
 
 from stfbnn.errors import InputError
@@ -16,13 +17,15 @@ EarlyStop = Literal["nll", "free-energy"]
 
 
 def temperature_schedule(
-    temperature: float | Literal["held-out"] | None, grid: tuple[float, ...], has_held_out: bool
+    temperature: float | Literal["held-out"] | None, grid: Iterable[float], has_held_out: bool
 ) -> tuple[float, ...]:
     """The temperatures to run, from high to low.
 
     Raises:
         InputError: They are not positive, do not fall, or are to be chosen without held-out data.
     """
+    if not isinstance(grid, Iterable):
+        raise InputError(f"temperatures must be numbers to try, such as (1.0, 0.3, 0.1), but it is {grid!r}")
     if temperature is None and not has_held_out:
         warnings.warn(
             f"no temperature was given and nothing is held out to choose it: T={DEFAULT_TEMPERATURE:g} is taken; pass "
@@ -44,9 +47,12 @@ def temperature_schedule(
 
 
 def check_held_out_options(
-    predictive_temperature: float | Literal["held-out"], early_stop: EarlyStop | None, has_held_out: bool
+    predictive_temperature: float | Literal["held-out"],
+    early_stop: EarlyStop | None,
+    max_seen_share: float,
+    has_held_out: bool,
 ) -> None:
-    """Refuse a predictive temperature or a way of stopping early that is unknown or needs held-out data.
+    """Refuse a predictive temperature, a way of stopping early or a share that is unknown or needs held-out data.
 
     Raises:
         InputError: Says which.
@@ -54,12 +60,18 @@ def check_held_out_options(
     if predictive_temperature == "held-out":
         if not has_held_out:
             raise InputError('predictive_temperature="held-out" needs val_loader=, data that no stage has seen')
-    elif not isinstance(predictive_temperature, int | float) or not 0 < predictive_temperature < float("inf"):
+    elif not _is_number(predictive_temperature) or not 0 < predictive_temperature < float("inf"):
         raise InputError(
             f'predictive_temperature must be positive and finite, or "held-out", but it is {predictive_temperature!r}'
         )
+    if not _is_number(max_seen_share) or not 0 <= max_seen_share <= 1:
+        raise InputError(f"max_seen_share must be a share from 0 to 1, but it is {max_seen_share!r}")
     if early_stop is not None:
         if early_stop not in ("nll", "free-energy"):
             raise InputError(f'early_stop must be "nll", "free-energy" or None, but it is {early_stop!r}')
         if not has_held_out:
             raise InputError("early_stop needs val_loader=, data that no stage has seen")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

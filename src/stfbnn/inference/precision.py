@@ -165,7 +165,8 @@ class BlockPrecision:
         return self._posterior.loc.detach()
 
     def begin(self, temperature: float) -> None:
-        """H stays; δ follows T and the prior. What was averaged for the next move of S is dropped."""
+        """H stays; δ follows T and the prior. What was averaged for the next move of S is dropped, where T is a new one."""
+        averaged = self._averaged() if self._num_examples / temperature == self._effective else None
         hessian = self._hessian()
         self._effective = self._num_examples / temperature
         self.delta = _delta(self._prior, self._effective).expand_as(self.delta)
@@ -175,8 +176,12 @@ class BlockPrecision:
         _raise(hessian, torch.linalg.cholesky_ex(lowest).info != 0, delta, _LOWEST)
         self._precision = hessian
         self._precision.diagonal(dim1=-2, dim2=-1).add_(delta)
-        self._gradient, self._kept, self._count = None, 1.0, 0
         self._set_scale()
+        if averaged is None:
+            self._gradient, self._kept, self._count = None, 1.0, 0
+        else:
+            # As gradients by the new L: a prior that is learned changes every epoch, which may be too short for a move of S.
+            self._gradient = averaged.mT @ self._posterior.scale_tril.detach()
 
     def sampler(self) -> Sampler:
         """w = m + Lε, block by block."""
@@ -202,8 +207,9 @@ class BlockPrecision:
         self._count += 1
         if self._count < self._every:
             return
-        scale = self._posterior.scale_tril.detach()
-        found = torch.linalg.solve_triangular(scale.mT, (self._gradient / self._count).mT, upper=True)
+        scale, averaged = self._posterior.scale_tril.detach(), self._averaged()
+        assert averaged is not None  # noqa: S101 - one was added above
+        found = averaged / self._count
         change = (found + found.mT) / 2 - self._precision
         change.diagonal(dim1=-2, dim2=-1).add_(self.delta[self._index])
         moved = change @ scale
@@ -247,6 +253,14 @@ class BlockPrecision:
         self._precision, self._gradient, self._square = state["precision"], state["averaged"], state["square"]
         self._kept, self._count = float(state["kept"]), int(state["count"])
         self._effective, self.delta = float(state["effective"]), state["delta"]
+
+    def _averaged(self) -> Tensor | None:
+        """L⁻ᵀ (∂ℓ̄/∂L)ᵀ, summed over the minibatches since S moved; None where there are none."""
+        if self._gradient is None:
+            return None
+        scale = self._posterior.scale_tril.detach()
+        found: Tensor = torch.linalg.solve_triangular(scale.mT, self._gradient.mT, upper=True)
+        return found
 
     def _hessian(self) -> Tensor:
         if self._curvature is not None:

@@ -47,7 +47,8 @@ class PriorTrial:
         held_out_nll: Of the averaged predictive, nats per example.
         difference: This NLL less that of the best scale; 0 for the best.
         standard_error: Of that difference, from the differences of single examples; 0 for the best.
-        free_energy: F of the last epoch at that T, nats per example; not to be compared between rows of different T.
+        free_energy: F of the last epoch at that T, nats per example; not to be compared between rows of different T. None for
+            an ensemble, whose component 0 is the trained layer as it is.
         seconds: Wall time of the fit and its score.
     """
 
@@ -56,7 +57,7 @@ class PriorTrial:
     held_out_nll: float
     difference: float
     standard_error: float
-    free_energy: float
+    free_energy: float | None
     seconds: float
 
     @property
@@ -134,7 +135,7 @@ class PriorSuggestion:
                 f"{trial.temperature:g}",
                 f"{trial.held_out_nll:.4f}",
                 "" if is_best else f"{trial.difference:.4f} ± {trial.standard_error:.4f}",
-                f"{trial.free_energy:.4f}",
+                "" if trial.free_energy is None else f"{trial.free_energy:.4f}",
                 f"{trial.seconds:.1f}",
                 style="bold" if is_best else None,
             )
@@ -237,10 +238,11 @@ def suggest_prior(
                 )
             found = _log_densities(bnn, held_out, val_samples, seed)
             nll = -float(found.mean())
-            last = [record for record in run.history if record.temperature == run.temperature][-1]
+            energies = [record.free_energy for record in run.history if record.temperature == run.temperature]
             seconds = time.perf_counter() - began
             densities.append(found)
-            trials.append(PriorTrial(scale, run.temperature, nll, 0.0, 0.0, last.free_energy, seconds))
+            last = energies[-1] if energies else None
+            trials.append(PriorTrial(scale, run.temperature, nll, 0.0, 0.0, last, seconds))
             bar.advance(1, held_out_nll=nll)
     assert run.network_held_out_nll is not None  # noqa: S101 - there are held-out data
     best = min(range(len(trials)), key=lambda number: trials[number].held_out_nll)

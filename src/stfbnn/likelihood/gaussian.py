@@ -39,7 +39,10 @@ class Gaussian(Likelihood):
         self.learned = (noise_std is None) if learned is None else learned
         if noise_std is None and not self.learned:
             raise InputError("a Gaussian likelihood that learns nothing needs noise_std, a positive number")
-        value = torch.tensor(math.nan if noise_std is None else noise_std, dtype=torch.float64)
+        try:
+            value = torch.tensor(math.nan if noise_std is None else noise_std, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"noise_std must be a number, or one for each output, but it is {noise_std!r}") from error
         if noise_std is not None and not bool((torch.isfinite(value) & (value > 0)).all()):
             raise InputError(f"noise_std must be positive and finite, but it is {noise_std}")
         self.register_buffer("noise_std", value)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stfbnn.errors import InputError
 from stfbnn.posterior.base import Posterior
 from stfbnn.posterior.layout import ParameterLayout
-from stfbnn.posterior.mean_field import MAX_COVARIANCE_SIZE
+from stfbnn.posterior.mean_field import MAX_COVARIANCE_SIZE, check_initial_std
 from stfbnn.prior import GaussianPrior
 
 # Matrices of the size of L that inference holds at its peak: L as stored and as used, its gradient and the average of it, the
@@ -189,8 +189,7 @@ def check_settings(initial_std: float | None, max_bytes: int) -> None:
     Raises:
         InputError: The initial width is not positive and finite, or the limit is no positive integer.
     """
-    if initial_std is not None and not 0 < initial_std < math.inf:
-        raise InputError(f"initial_std must be positive and finite, but it is {initial_std}")
+    check_initial_std(initial_std)
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
         raise InputError(f"max_bytes must be a positive integer, but it is {max_bytes!r}")
 

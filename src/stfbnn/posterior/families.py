@@ -34,7 +34,7 @@ def family_recipe(
         if posterior not in families:
             raise InputError(f"posterior={posterior!r} is not a known family; choose one of {sorted(families)}")
         return families[posterior]()
-    if not isinstance(posterior, PosteriorFamily):
+    if isinstance(posterior, type) or not isinstance(posterior, PosteriorFamily):
         raise InputError(
             f"posterior must be a name or a recipe such as stfbnn.MeanField(), but it is a {type(posterior).__name__}"
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stfbnn.errors import InputError
 from stfbnn.posterior.base import Posterior
 from stfbnn.posterior.layout import ParameterLayout
-from stfbnn.posterior.mean_field import MAX_COVARIANCE_SIZE
+from stfbnn.posterior.mean_field import MAX_COVARIANCE_SIZE, check_initial_std
 from stfbnn.prior import GaussianPrior
 from stfbnn.randomness import generator
 
@@ -154,8 +154,7 @@ class LowRank:
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise InputError(f"rank must be a positive integer, but it is {self.rank!r}")
-        if self.initial_std is not None and not 0 < self.initial_std < math.inf:
-            raise InputError(f"initial_std must be positive and finite, but it is {self.initial_std}")
+        check_initial_std(self.initial_std)
 
     @property
     def name(self) -> str:

@@ -93,8 +93,7 @@ class MeanField:
     initial_std: float | None = None
 
     def __post_init__(self) -> None:
-        if self.initial_std is not None and not 0 < self.initial_std < float("inf"):
-            raise InputError(f"initial_std must be positive and finite, but it is {self.initial_std}")
+        check_initial_std(self.initial_std)
 
     @property
     def name(self) -> str:
@@ -105,3 +104,17 @@ class MeanField:
         """Make the posterior N(mean, initial_std²)."""
         std = 0.1 * prior.std if self.initial_std is None else torch.as_tensor(self.initial_std)
         return MeanFieldPosterior(layout, mean, std.to(mean))
+
+
+def check_initial_std(initial_std: float | None) -> None:
+    """Refuse an initial width that is not positive and finite; None leaves it to inference.
+
+    Raises:
+        InputError: It is not.
+    """
+    if initial_std is None:
+        return
+    # Of any type: recipes are also made from files and from the command line.
+    given: object = initial_std
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < float("inf"):
+        raise InputError(f"initial_std must be positive and finite, but it is {given!r}")

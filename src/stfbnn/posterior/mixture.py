@@ -279,7 +279,8 @@ class Mixture:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise InputError(f"{name} must be positive and finite, but it is {value!r}")
-        if not 0 <= self.min_weight < 1 / self.components:
+        share: Any = self.min_weight
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1 / self.components:
             raise InputError(
                 f"min_weight must be at least 0 and below 1/{self.components}, the equal weight, but it is {self.min_weight!r}"
             )
@@ -305,6 +306,8 @@ class Mixture:
         if isinstance(self.family, Mixture) or self.family == self.name:
             raise InputError("the components of a mixture cannot be mixtures; give one mixture of more components")
         recipe = family_recipe(self.family, COMPONENT_FAMILIES)
+        if not isinstance(self.family_options, Mapping):
+            raise InputError(f"family_options must be a mapping of settings by name, but it is {self.family_options!r}")
         if not self.family_options:
             return recipe
         if not isinstance(self.family, str):
