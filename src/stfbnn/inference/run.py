@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from stfbnn.batches import rows, to_device
 from stfbnn.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
@@ -159,42 +160,13 @@ class Run:
         open_width = engine != "bayes-by-backprop" or getattr(recipe, "initial_std", None) is None
         curved = open_width and not isinstance(self.bnn.posterior, PointMassPosterior)
         saved = load_checkpoint(checkpoint, self.signature) if checkpoint is not None and resume else None
-        if saved is not None:
-            surveyed = saved["survey"]
+        if saved is None:
+            curvature = self._look_at_the_data(curved, num_examples)
+        else:
             # A resumed engine brings its own.
             curvature = no_curvature(self.bnn.posterior)
-        elif self.follows and not curved:
-            curvature = None
-        else:
-            with (
-                seeded(self.seed, "survey"),
-                progress_bar("look at the data", length(self.loader), self.progress) as bar,
-            ):
-                found = survey(
-                    self.bnn,
-                    self.loader,
-                    # Where it is settled, what the survey says of the noise is not taken.
-                    copy.deepcopy(self.likelihood) if self.follows else self.likelihood,
-                    self.target_key,
-                    self.seed,
-                    curvature=curved,
-                    blocks=blocks_of(self.bnn.posterior),
-                    record=self.held_out is not None and not self.follows,
-                    bar=bar,
-                    weights=self.bnn.posterior.mean_vector(),
-                )
-            curvature = found.curvature
-        if saved is None and not self.follows:
-            surveyed = {
-                "num_examples": num_examples or count_examples(self.loader, found.num_examples),
-                "batches": found.batches,
-                "rows": found.num_examples,
-                "provenance": found.provenance.to_tensor(),
-            }
-        if not self.follows:
-            self.num_examples, self.batches = int(surveyed["num_examples"]), int(surveyed["batches"])
-            self.rows = int(surveyed["rows"])
-            self.provenance = Provenance.from_tensor(surveyed["provenance"])
+            if not self.follows:
+                self._take_survey(saved["survey"])
         if self.held_out is not None and not self.follows:
             self.held_out.refuse_seen(self.provenance, "train_loader", self.most_seen)
         posterior, prior = self.bnn.posterior, self.bnn.prior
@@ -206,6 +178,40 @@ class Run:
             self.network_nll = self.held_out.nll(weights="mean") if saved is None else saved["network_nll"]
         if saved is not None:
             self._load(saved)
+
+    def _look_at_the_data(self, curved: bool, num_examples: int | None) -> Tensor | None:
+        """Survey the data at the posterior's mean; what follows another run knows all but the curvature there."""
+        if self.follows and not curved:
+            return None
+        with seeded(self.seed, "survey"), progress_bar("look at the data", length(self.loader), self.progress) as bar:
+            found = survey(
+                self.bnn,
+                self.loader,
+                # Where it is settled, what the survey says of the noise is not taken.
+                copy.deepcopy(self.likelihood) if self.follows else self.likelihood,
+                self.target_key,
+                self.seed,
+                curvature=curved,
+                blocks=blocks_of(self.bnn.posterior),
+                record=self.held_out is not None and not self.follows,
+                bar=bar,
+                weights=self.bnn.posterior.mean_vector(),
+            )
+        if not self.follows:
+            self._take_survey(
+                {
+                    "num_examples": num_examples or count_examples(self.loader, found.num_examples),
+                    "batches": found.batches,
+                    "rows": found.num_examples,
+                    "provenance": found.provenance.to_tensor(),
+                }
+            )
+        return found.curvature
+
+    def _take_survey(self, found: Mapping[str, Any]) -> None:
+        self.num_examples, self.batches = int(found["num_examples"]), int(found["batches"])
+        self.rows = int(found["rows"])
+        self.provenance = Provenance.from_tensor(found["provenance"])
 
     def infer(
         self,
