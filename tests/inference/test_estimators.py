@@ -215,6 +215,15 @@ class Twice(nn.Module):
         return self.layer(self.layer(x))  # type: ignore[no-any-return]
 
 
+class Last(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(3, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0][:, -1]  # type: ignore[no-any-return]
+
+
 def test_refusals() -> None:
     conv = bayesianize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), torch.randn(2, 1, 3, 3))
     with pytest.raises(InputError, match="only for a Linear first layer"):
@@ -235,6 +244,9 @@ def test_refusals() -> None:
         resolve_estimator("best", None, conv, IMAGES)
     with pytest.raises(InputError, match="given by name"):
         resolve_estimator(SharedSample(), 2, conv, IMAGES)
+    recurrent = bayesianize(Last(), torch.randn(2, 4, 3))
+    with pytest.raises(InputError, match="weights of their own"):
+        resolve_estimator("per-example", None, recurrent, torch.randn(2, 4, 3))
     tokens = bayesianize(nn.Sequential(nn.Linear(3, 2), nn.Flatten()), torch.randn(2, 4, 3))
     x, y = torch.randn(6, 4, 3), torch.randint(0, 8, (6,))
     with pytest.raises(InputError, match="applied once"):

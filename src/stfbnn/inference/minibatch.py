@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stfbnn.batches import Inputs, batch_size, call_model, map_tensors, output_tensor, rechunk, rows
+from stfbnn.batches import Inputs, batch_size, call_model, output_tensor, rechunk, rows
 from stfbnn.draws import chunk_rows
-from stfbnn.errors import InputError
-from stfbnn.inference.estimators import LayerForward
+from stfbnn.inference.estimators import LayerForward, outputs_of_each
 from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork
 
@@ -79,7 +78,7 @@ class MinibatchLoss:
                 stop = min(len(target), offset + step)
                 weights = vectors[start + offset : start + stop].detach().requires_grad_()
                 sums = _Sums((weights,))
-                outputs = self._each(weights, rows(inputs, offset, stop))
+                outputs = outputs_of_each(self._bnn, weights, rows(inputs, offset, stop))
                 sums.add(self._loss(outputs, target[offset:stop]))
                 gradients[start + offset : start + stop] = sums.gradients[0]
                 total += sums.nll()
@@ -112,19 +111,6 @@ class MinibatchLoss:
         if estimate is not None:
             self._estimate = share * estimate + (0 if self._estimate is None else self._estimate)
         return -self._likelihood.log_prob(outputs, target).mean() * share
-
-    def _each(self, weights: Tensor, inputs: Inputs) -> Tensor:
-        def one(vector: Tensor, example: Inputs) -> Tensor:
-            return self._bnn.outputs(vector, map_tensors(example, lambda tensor: tensor.unsqueeze(0))).squeeze(0)
-
-        try:
-            outputs: Tensor = torch.vmap(one)(weights, inputs)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"the network cannot run with weights of their own for each example ({error}); use "
-                f'estimator="antithetic"'
-            ) from error
-        return outputs
 
 
 class _Sums:

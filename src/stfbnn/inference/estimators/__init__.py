@@ -6,7 +6,7 @@ from stfbnn.batches import Inputs
 from stfbnn.errors import InputError
 from stfbnn.inference.estimators.base import Estimate, Estimator, LayerForward, Minibatch, Sampler
 from stfbnn.inference.estimators.layer_outputs import Flipout, LocalReparameterization
-from stfbnn.inference.estimators.weight_samples import PerExample, SharedSample
+from stfbnn.inference.estimators.weight_samples import PerExample, SharedSample, outputs_of_each
 from stfbnn.network import BayesianNetwork
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PerExample",
     "Sampler",
     "SharedSample",
+    "outputs_of_each",
     "resolve_estimator",
 ]
 

@@ -7,7 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from stfbnn.batches import Inputs, batch_size, map_tensors
+from stfbnn.errors import InputError
 from stfbnn.inference.estimators.base import Average, Estimate, Estimator, Minibatch, Sampler
+from stfbnn.network import BayesianNetwork
 
 
 class SharedSample(Estimator):
@@ -46,6 +49,11 @@ class PerExample(Estimator):
 
     name: ClassVar[str] = "per-example"
 
+    def check(self, bnn: BayesianNetwork, example: Inputs) -> None:
+        """Only where the network runs example by example."""
+        with torch.no_grad():
+            outputs_of_each(bnn, bnn.trained_vector().expand(batch_size(example), -1), example)
+
     def estimate(self, minibatch: Minibatch, sampler: Sampler, generator: torch.Generator) -> Estimate:
         """The mean over examples and draws of loss(w_n; x_n, y_n)."""
         average = Average(self.draws)
@@ -55,6 +63,25 @@ class PerExample(Estimator):
             nll, gradient = minibatch.per_example(weights.detach())
             average.add(nll, _chain(weights, sampler, gradient))
         return average.result()
+
+
+def outputs_of_each(bnn: BayesianNetwork, vectors: Tensor, inputs: Inputs) -> Tensor:
+    """The network's outputs for B examples with weights of their own, ``vectors`` (B, d).
+
+    Raises:
+        InputError: The network cannot run example by example under ``torch.vmap``.
+    """
+
+    def one(vector: Tensor, example: Inputs) -> Tensor:
+        return bnn.outputs(vector, map_tensors(example, lambda tensor: tensor.unsqueeze(0))).squeeze(0)
+
+    try:
+        outputs: Tensor = torch.vmap(one)(vectors, inputs)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f'the network cannot run with weights of their own for each example ({error}); use estimator="antithetic"'
+        ) from error
+    return outputs
 
 
 def _chain(weights: Tensor, sampler: Sampler, gradient: Tensor) -> tuple[Tensor, ...]:
