@@ -27,7 +27,7 @@ from stfbnn.likelihood import Likelihood, build_likelihood
 from stfbnn.locate import FirstLayer
 from stfbnn.model_card import check_metrics, model_card
 from stfbnn.network import BayesianNetwork
-from stfbnn.posterior import PointMassPosterior, Posterior, PosteriorFamily, components_of, resolve_family
+from stfbnn.posterior import PointMassPosterior, Posterior, PosteriorFamily, build_family, components_of
 from stfbnn.prior import GaussianPrior, Normal
 from stfbnn.trunk import fingerprint
 from stfbnn.wrappers import unwrap
@@ -198,11 +198,9 @@ def _require_rebuildable(bnn: BayesianNetwork, likelihood: Likelihood, config: C
 def _family(config: Config) -> PosteriorFamily:
     name = config.text("posterior.family")
     try:
-        recipe: Any = type(resolve_family(name))
-        family: PosteriorFamily = recipe(**config.mapping("posterior.config"))
+        return build_family(name, config.mapping("posterior.config"))
     except (StfbnnError, TypeError) as error:
         raise ArtifactError(f"config.json: the posterior {name!r} cannot be built ({error})") from error
-    return family
 
 
 def _prior(config: Config) -> Normal:
