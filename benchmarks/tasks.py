@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +62,12 @@ TASKS = {
     ),
     "cifar-resnet20": Task(
         "cifar10-jpeg",
-        lambda: resnet20((3, 32, 32), 10),
+        # The layout that convolutions are fastest in here, for every method.
+        lambda: resnet20((3, 32, 32), 10).to(memory_format=torch.channels_last),
         10_000,
         5_000,
         12,
-        {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "cosine"},
+        {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "cosine", "precision": "bf16-mixed"},
         {},
     ),
 }
@@ -112,7 +114,7 @@ def task_data(name: str, seed: int) -> Data:
 
 
 def trained(name: str, seed: int, member: int = 0, known: Data | None = None) -> tuple[nn.Module, float]:
-    """A trained network, from the cache where it is there, and the seconds that stage one took."""
+    """A trained network, from the cache where it is there, and the processor's seconds that stage one took."""
     folder = Path(os.environ.get("STFBNN_CACHE", Path.home() / ".cache" / "stfbnn-benchmarks"))
     path = folder / f"{name}-{seed}-{member}.pt"
     task = TASKS[name]
@@ -121,11 +123,13 @@ def trained(name: str, seed: int, member: int = 0, known: Data | None = None) ->
     if not path.exists():
         known = known or task_data(name, seed)
         batches = known.loader(known.train, shuffle=True)
+        began = time.process_time()
         run = stfbnn.train(model, batches, epochs=task.epochs, seed=1000 * seed + member, **task.options)
+        seconds = time.process_time() - began
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            torch.save({"state": run.model.state_dict(), "seconds": run.seconds}, temporary)
-        print(f"{path.name}: loss {run.history[-1].loss:.3f}, {run.seconds:.0f} s", flush=True)
+            torch.save({"state": run.model.state_dict(), "seconds": seconds}, temporary)
+        print(f"{path.name}: loss {run.history[-1].loss:.3f}, {seconds:.0f} s", flush=True)
     saved = torch.load(path, weights_only=True)
     model.load_state_dict(saved["state"])
     return model.eval(), float(saved["seconds"])
@@ -135,9 +139,11 @@ def main() -> None:
     """Fill the cache."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", choices=sorted(TASKS))
-    for name in parser.parse_args().tasks:
-        for member in range(MEMBERS):
-            for seed in SEEDS:
+    parser.add_argument("--members", type=int, nargs="+", default=list(range(MEMBERS)))
+    arguments = parser.parse_args()
+    for name in arguments.tasks:
+        for seed in SEEDS:
+            for member in arguments.members:
                 trained(name, seed, member)
 
 

@@ -17,6 +17,7 @@ from stfbnn.description import ModelDescription, describe_inputs
 from stfbnn.errors import InputError, LayerError, NotFittedError
 from stfbnn.likelihood import Likelihood
 from stfbnn.locate import FirstLayer, locate_first_layer
+from stfbnn.mixed_precision import Precision, autocast_dtype, cast_to, full_precision
 from stfbnn.posterior import ParameterLayout, Posterior, PosteriorFamily, resolve_family
 from stfbnn.prior import GaussianPrior, Normal, PriorLike, resolve_prior
 from stfbnn.provenance import Provenance, attached
@@ -106,6 +107,7 @@ class BayesianNetwork(nn.Module):
         self.temperature: float | None = None
         self.predictive_temperature = 1.0
         self.num_examples: int | None = None
+        self._forward_dtype: torch.dtype | None = None
         self.seed(0)
 
     def seed(self, seed: int) -> None:
@@ -154,7 +156,8 @@ class BayesianNetwork(nn.Module):
             ModelChangedError: The user's model was changed since `bayesianize`.
         """
         if weights == "sample":
-            vector = self.posterior.draw(self.draw_noise(self._generator))
+            with full_precision(self.device):
+                vector = self.posterior.draw(self.draw_noise(self._generator))
         elif weights == "mean":
             vector = self.posterior.mean_vector()
         else:
@@ -197,7 +200,32 @@ class BayesianNetwork(nn.Module):
         def call(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.network, substitution, args, kwargs, tie_weights=False)
 
-        return output_tensor(call_model(call, inputs), self.output)
+        return self.run(call, inputs)
+
+    def run(self, call: Callable[..., Any], inputs: Inputs) -> Tensor:
+        """The tensor of outputs of ``call``, which is the network or stands for it, in the precision that is asked for."""
+        with cast_to(self._forward_dtype, self.device):
+            return output_tensor(call_model(call, inputs), self.output)
+
+    @contextmanager
+    def computing_in(self, precision: Precision | None) -> Iterator[None]:
+        """Within a block, let `outputs` compute in ``precision``, and everything else in full precision.
+
+        Args:
+            precision: "32-true", "bf16-mixed", or None for that of a ``torch.autocast`` around the block.
+
+        Raises:
+            InputError: The precision is unknown, or the surrounding autocast is to float16.
+        """
+        before = self._forward_dtype
+        self._forward_dtype = (
+            before if precision is None and before is not None else autocast_dtype(precision, self.device)
+        )
+        try:
+            with full_precision(self.device):
+                yield
+        finally:
+            self._forward_dtype = before
 
     @contextmanager
     def layer_forward(self, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from stfbnn.batches import Inputs, as_inputs, batch_size, rechunk, require_finite, split_batch
 from stfbnn.draws import Draws, Execution, chunk_rows
 from stfbnn.errors import InputError
+from stfbnn.mixed_precision import Precision
 from stfbnn.network import BayesianNetwork, Weights
 from stfbnn.posterior import components_of
 from stfbnn.predictive import Prediction
@@ -30,6 +31,7 @@ def predict(
     target_key: str = "labels",
     chunk_size: int | None = None,
     execution: Execution = "auto",
+    precision: Precision | None = None,
     progress: bool | None = None,
 ) -> Prediction:
     """Predict with a fitted Bayesian network.
@@ -50,6 +52,8 @@ def predict(
         target_key: The target's entry in a loader's mappings, removed before the model is called.
         chunk_size: Rows run at once; None takes a size that suits the inputs' shape and the device.
         execution: "loop", "stacked", or "auto" for the faster on the device.
+        precision: "bf16-mixed" runs the network's passes under autocast to bfloat16, "32-true" does not; None takes what a
+            surrounding ``torch.autocast`` says. Draws and averages are in full precision.
         progress: Show a progress bar; None shows it on a terminal, for loaders.
 
     Returns:
@@ -77,8 +81,9 @@ def predict(
             stacklevel=2,
         )
     bnn.check_unchanged()
-    draws = Draws(bnn, samples, seed, weights, execution)
-    with progress_bar("predict", _length(data), progress if _is_loader(data) else bool(progress)) as bar:
+    shown = progress if _is_loader(data) else bool(progress)
+    with bnn.computing_in(precision), progress_bar("predict", _length(data), shown) as bar:
+        draws = Draws(bnn, samples, seed, weights, execution)
         batches = _counted(input_batches(data, has_targets, target_key), bar.advance)
         chunks = _chunks(batches, bnn, chunk_size)
         parts = [draws.predict(chunk, likelihood, temperature) for chunk in chunks]

@@ -11,9 +11,7 @@ from stfbnn.inference.checks import require_count
 from stfbnn.inference.engines import check_engine, resolve_engine
 from stfbnn.inference.estimators import Estimator, resolve_estimator
 from stfbnn.inference.history import FitRun
-from stfbnn.inference.loaders import (
-    require_rereadable,
-)
+from stfbnn.inference.loaders import require_rereadable
 from stfbnn.inference.mixture import MixtureFit
 from stfbnn.inference.options import (
     DEFAULT_TEMPERATURE,
@@ -24,6 +22,7 @@ from stfbnn.inference.options import (
 )
 from stfbnn.inference.run import Run
 from stfbnn.likelihood import LikelihoodLike
+from stfbnn.mixed_precision import Precision
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import MixturePosterior, PointMassPosterior, components_of
 
@@ -51,6 +50,7 @@ def fit(
     target_key: str = "labels",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = True,
+    precision: Precision | None = None,
     progress: bool | None = None,
 ) -> FitRun:
     """Infer the posterior of the first layer, in place, starting from the trained weights.
@@ -90,6 +90,8 @@ def fit(
         target_key: The target's entry in mappings.
         checkpoint: A file to which the state is written after every epoch.
         resume: Go on from ``checkpoint`` if it is there: the result is that of a run that was never stopped.
+        precision: "bf16-mixed" runs the network's forward passes under autocast to bfloat16, "32-true" does not; None takes
+            what a surrounding ``torch.autocast`` says. The posterior and its updates are in full precision in any case.
         progress: Show a progress bar; None shows it on a terminal.
 
     Returns:
@@ -119,34 +121,37 @@ def fit(
     schedule = temperature_schedule(temperature, temperatures, val_loader is not None)
     check_held_out_options(predictive_temperature, early_stop, max_seen_share, val_loader is not None)
     bnn.check_unchanged()
-    run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress)
-    if predictive_temperature != 1 and not run.likelihood.has_logits:
-        raise InputError("a predictive temperature belongs to a classification; leave predictive_temperature at 1")
-    engine = resolve_engine(engine, parts[0])
-    chosen = resolve_estimator(estimator, draws, bnn, run.example)
-    check_engine(engine, engine_options or {}, parts[0], bnn.prior, chosen)
-    run.prepare_held_out(val_loader, val_samples, max_seen_share)
-    choices = {
-        "epochs": epochs,
-        "engine": engine,
-        "engine_options": dict(engine_options or {}),
-        "estimator": repr(chosen),
-        "num_examples": num_examples,
-        "predictive_temperature": predictive_temperature,
-        "early_stop": early_stop,
-        "patience": patience,
-        "val_samples": val_samples,
-    }
-    posterior, before = bnn.posterior, bnn.posterior_state()
-    try:
-        bnn.reset_posterior()
-        if isinstance(bnn.posterior, MixturePosterior):
-            mixture = MixtureFit(run, choices, chosen, checkpoint, resume, predictive_temperature, early_stop, patience)
-            return mixture.run()
-        run.start(choices, chosen, checkpoint, resume)
-        run.infer(predictive_temperature, early_stop, patience)
-        return run.finish()
-    except BaseException:
-        bnn.posterior = posterior
-        bnn.load_posterior_state(before)
-        raise
+    with bnn.computing_in(precision):
+        run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress)
+        if predictive_temperature != 1 and not run.likelihood.has_logits:
+            raise InputError("a predictive temperature belongs to a classification; leave predictive_temperature at 1")
+        engine = resolve_engine(engine, parts[0])
+        chosen = resolve_estimator(estimator, draws, bnn, run.example)
+        check_engine(engine, engine_options or {}, parts[0], bnn.prior, chosen)
+        run.prepare_held_out(val_loader, val_samples, max_seen_share)
+        choices = {
+            "epochs": epochs,
+            "engine": engine,
+            "engine_options": dict(engine_options or {}),
+            "estimator": repr(chosen),
+            "num_examples": num_examples,
+            "predictive_temperature": predictive_temperature,
+            "early_stop": early_stop,
+            "patience": patience,
+            "val_samples": val_samples,
+        }
+        posterior, before = bnn.posterior, bnn.posterior_state()
+        try:
+            bnn.reset_posterior()
+            if isinstance(bnn.posterior, MixturePosterior):
+                mixture = MixtureFit(
+                    run, choices, chosen, checkpoint, resume, predictive_temperature, early_stop, patience
+                )
+                return mixture.run()
+            run.start(choices, chosen, checkpoint, resume)
+            run.infer(predictive_temperature, early_stop, patience)
+            return run.finish()
+        except BaseException:
+            bnn.posterior = posterior
+            bnn.load_posterior_state(before)
+            raise

@@ -120,17 +120,32 @@ class HeldOut:
         Raises:
             InputError: The likelihood has no logits.
         """
+        return self.tuned()[0]
+
+    def tuned(self) -> tuple[float, float]:
+        """The best τ, and `nll` there.
+
+        Raises:
+            InputError: The likelihood has no logits.
+        """
         likelihood, (logits, shares, count) = self.likelihood, self._logits()
         targets = self._targets[:count]
 
-        def loss(log_tau: float) -> float:
-            tau = math.exp(log_tau)
+        def loss(tau: float) -> float:
             each = torch.stack([likelihood.label_log_probs(draw.double(), targets, tau) for draw in logits])
             return -float(log_average(each, shares).mean())
 
         low, high = TAU_RANGE
-        found = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded", options={"xatol": 1e-3})
-        return math.exp(found.x)
+        found = minimize_scalar(
+            lambda log_tau: loss(math.exp(log_tau)),
+            bounds=(math.log(low), math.log(high)),
+            method="bounded",
+            options={"xatol": 1e-3},
+        )
+        tau = math.exp(found.x)
+        # The draws are the same, so where every row is here and has one label, the score is known already.
+        known = count == len(self._targets) and targets.dim() == 1
+        return tau, loss(tau) if known else self.nll(tau)
 
     def _logits(self) -> tuple[list[Tensor], Tensor | None, int]:
         draws = Draws(self._bnn, self._samples, self._seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stfbnn.batches import Inputs, batch_size, call_model, output_tensor, rechunk, rows
+from stfbnn.batches import Inputs, batch_size, rechunk, rows
 from stfbnn.draws import chunk_rows
 from stfbnn.inference.estimators import LayerForward, outputs_of_each
 from stfbnn.likelihood import Likelihood
@@ -93,7 +93,7 @@ class MinibatchLoss:
         for inputs, target in self._chunks:
             stop = start + len(target)
             with self._bnn.layer_forward(forward(start, stop)):
-                outputs = output_tensor(call_model(self._bnn.network, inputs), self._bnn.output)
+                outputs = self._bnn.run(self._bnn.network, inputs)
             sums.add(self._loss(outputs, target))
             start = stop
         self._calls += 1

@@ -7,7 +7,6 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -23,14 +22,13 @@ from stfbnn.inference.held_out import HeldOut
 from stfbnn.inference.history import ComponentRecord, FitRecord, FitRun, StageStart, TemperatureTrial
 from stfbnn.inference.loaders import (
     count_examples,
-    generator_states,
     kept_generators,
     length,
-    set_generator_states,
     shared_examples,
 )
 from stfbnn.inference.minibatch import MinibatchLoss, chunks
 from stfbnn.inference.options import EarlyStop
+from stfbnn.inference.run_state import signature, state_of, take_state
 from stfbnn.inference.survey import checked_batch, survey
 from stfbnn.likelihood import Likelihood, LikelihoodLike, resolve_likelihood
 from stfbnn.network import BayesianNetwork
@@ -137,20 +135,7 @@ class Run:
         """Make the engine, from a checkpoint or from a first pass over the data."""
         self.checkpoint = checkpoint
         self.epochs = int(choices["epochs"]) if ENGINES[str(choices["engine"])].iterates else 1
-        self.signature = {
-            **choices,
-            "layer": self.bnn.layer_name,
-            "shapes": [list(shape) for shape in self.bnn.layout.shapes],
-            "model": self.bnn.model_fingerprint,
-            "family": repr(self.bnn.family),
-            "prior": self.bnn.prior_recipe.config(),
-            "likelihood": [type(self.likelihood).__name__, self.given_likelihood],
-            "temperatures": list(self.schedule),
-            "seed": self.seed,
-            "batches": length(self.loader),
-            "rows": count_examples(self.loader, 0),
-            "held_out": None if self.held_out is None else self.held_out.provenance.digest(),
-        }
+        self.signature = signature(self, choices)
         engine, options = str(choices["engine"]), dict(choices["engine_options"])
         num_examples = choices["num_examples"]
         if checkpoint is not None:
@@ -166,7 +151,7 @@ class Run:
             # A resumed engine brings its own.
             curvature = no_curvature(self.bnn.posterior)
             if not self.follows:
-                self._take_survey(saved["survey"])
+                self.take_survey(saved["survey"])
         if self.held_out is not None and not self.follows:
             self.held_out.refuse_seen(self.provenance, "train_loader", self.most_seen)
         posterior, prior = self.bnn.posterior, self.bnn.prior
@@ -177,7 +162,7 @@ class Run:
             # The survey has set a noise that is learned, and the posterior's mean is still at the trained weights.
             self.network_nll = self.held_out.nll(weights="mean") if saved is None else saved["network_nll"]
         if saved is not None:
-            self._load(saved)
+            take_state(self, saved)
 
     def _look_at_the_data(self, curved: bool, num_examples: int | None) -> Tensor | None:
         """Survey the data at the posterior's mean; what follows another run knows all but the curvature there."""
@@ -198,7 +183,7 @@ class Run:
                 weights=self.bnn.posterior.mean_vector(),
             )
         if not self.follows:
-            self._take_survey(
+            self.take_survey(
                 {
                     "num_examples": num_examples or count_examples(self.loader, found.num_examples),
                     "batches": found.batches,
@@ -208,7 +193,8 @@ class Run:
             )
         return found.curvature
 
-    def _take_survey(self, found: Mapping[str, Any]) -> None:
+    def take_survey(self, found: Mapping[str, Any]) -> None:
+        """Take what the first look at the data counted."""
         self.num_examples, self.batches = int(found["num_examples"]), int(found["batches"])
         self.rows = int(found["rows"])
         self.provenance = Provenance.from_tensor(found["provenance"])
@@ -234,7 +220,7 @@ class Run:
                     if self.epoch < epochs:
                         self.save()
                 if self.stage_best is not None:
-                    self._restore(self.stage_best)
+                    self.restore(self.stage_best)
                     self.engine.load_state(self.stage_best["engine"])
                 self.worse_stages = self.worse_stages + 1 if self._score(at, predictive_temperature) else 0
                 self.stage, self.epoch, self.waited, self.stage_best = self.stage + 1, 0, 0, None
@@ -311,30 +297,29 @@ class Run:
         score = held_out + (penalty if early_stop == "free-energy" else 0.0)
         if self.stage_best is None or score < self.stage_best["score"]:
             engine = copy.deepcopy(self.engine.state())
-            self.stage_best, self.waited = {**self._snapshot(), "engine": engine, "score": score}, 0
+            self.stage_best, self.waited = {**self.snapshot(), "engine": engine, "score": score}, 0
         else:
             self.waited += 1
         return held_out
 
     def _score(self, temperature: float, predictive_temperature: float | Literal["held-out"]) -> bool:
         """Score the stage that has ended; keep it if it is the best. Returns whether it was worse than the best."""
+        chosen = predictive_temperature == "held-out"
         tau = 1.0 if predictive_temperature == "held-out" else float(predictive_temperature)
         if self.held_out is None or self.follows:
-            self.best = {**self._snapshot(), "temperature": temperature, "tau": tau}
+            self.best = {**self.snapshot(), "temperature": temperature, "tau": tau}
             return False
-        if predictive_temperature == "held-out":
-            tau = self.held_out.best_predictive_temperature()
-        nll = self.held_out.nll(tau)
+        tau, nll = self.held_out.tuned() if chosen else (tau, self.held_out.nll(tau))
         self.trials.append(TemperatureTrial(temperature, nll, tau))
         if self.best is not None and not nll < self.best["nll"]:
             return True
-        self.best = {**self._snapshot(), "temperature": temperature, "tau": tau, "nll": nll}
+        self.best = {**self.snapshot(), "temperature": temperature, "tau": tau, "nll": nll}
         return False
 
     def take_best(self) -> dict[str, Any]:
         """Put the best posterior in its place; returns what was noted of it."""
         assert self.best is not None  # noqa: S101 - there is at least one stage
-        self._restore(self.best)
+        self.restore(self.best)
         return self.best
 
     def take_settled(self) -> None:
@@ -379,10 +364,12 @@ class Run:
             engine=self.engine.name,
         )
 
-    def _snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
+        """Note the posterior, and the likelihood with it."""
         return {**self.bnn.posterior_state(), "likelihood": self.likelihood.config()}
 
-    def _restore(self, snapshot: Mapping[str, Any]) -> None:
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Put a posterior, and the likelihood that it was noted with, in their places."""
         self.bnn.load_posterior_state(snapshot)
         self.likelihood = self.likelihood.rebuilt(snapshot["likelihood"]).to(self.bnn.device)
         if self.held_out is not None:
@@ -390,41 +377,5 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, where one was asked for."""
-        if self.checkpoint is None:
-            return
-        state = {
-            "current": self._snapshot(),
-            "engine": self.engine.state(),
-            "best": self.best,
-            "stage_best": self.stage_best,
-            "stage": self.stage,
-            "epoch": self.epoch,
-            "waited": self.waited,
-            "worse_stages": self.worse_stages,
-            "seconds": self.seconds,
-            "history": [asdict(record) for record in self.history],
-            "trials": [asdict(trial) for trial in self.trials],
-            "starts": [asdict(start) for start in self.starts],
-            "network_nll": self.network_nll,
-            "survey": {
-                "num_examples": self.num_examples,
-                "batches": self.batches,
-                "rows": self.rows,
-                "provenance": self.provenance.to_tensor(),
-            },
-            "loader": generator_states(self.loader),
-        }
-        save_checkpoint(self.checkpoint, state, self.signature)
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        self.best, self.stage_best = state["best"], state["stage_best"]
-        self.stage, self.epoch, self.waited = state["stage"], state["epoch"], state["waited"]
-        self.worse_stages, self.seconds = state["worse_stages"], state["seconds"]
-        self.history = [FitRecord(**record) for record in state["history"]]
-        self.trials = [TemperatureTrial(**trial) for trial in state["trials"]]
-        self.starts = [StageStart(**start) for start in state["starts"]]
-        if self.epoch > 0:
-            self.engine.begin(self.schedule[self.stage], self.epochs * self.batches)
-        self.engine.load_state(state["engine"])
-        self._restore(state["current"])
-        set_generator_states(self.loader, state["loader"])
+        if self.checkpoint is not None:
+            save_checkpoint(self.checkpoint, state_of(self), self.signature)
