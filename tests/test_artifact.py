@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from core_models import classification, conv_net, loader, mlp
 from stfbnn import artifact_files
 from stfbnn.artifact import load, save
+from stfbnn.conversion import bayesianize
 from stfbnn.description import describe_inputs, stand_in
 from stfbnn.errors import ArtifactError, InputError, ModelChangedError, NotFittedError
 from stfbnn.inference.fit import fit
 from stfbnn.likelihood import Categorical, Gaussian
-from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import MeanField, MeanFieldPosterior
 from stfbnn.prediction import predict
 from stfbnn.prior import Normal

@@ -12,11 +12,14 @@ from stfbnn.batches import (
     batch_size,
     call_model,
     concatenate,
+    join_rows,
+    join_targets,
     output_tensor,
     rechunk,
     require_finite,
     rows,
     split_batch,
+    training_batch,
 )
 from stfbnn.errors import InputError
 from stfbnn.progress import progress_bar
@@ -46,6 +49,52 @@ def test_without_targets_a_tuple_is_inputs() -> None:
     inputs, target = split_batch((X, Y), has_targets=False)
     assert inputs == (X, Y)
     assert target is None
+
+
+def test_weights_stand_beside_the_target() -> None:
+    weight = torch.tensor([1.0, 0.0, 2.0, 0.5])
+    for form in ((X, Y, weight), [X, Y, weight], {"x": X, "labels": Y, "sample_weight": weight}):
+        batch = training_batch(form)
+        assert batch.target is Y
+        assert batch.weight is weight
+        assert len(batch) == 4
+        assert batch.total_weight == 3.5
+        inputs, target = split_batch(form)
+        assert target is Y
+        assert inputs is X or (isinstance(inputs, dict) and set(inputs) == {"x"})
+    named = training_batch({"x": X, "y": Y, "a": weight, "sample_weight": X}, target_key="y", weight_key="a")
+    assert named.weight is weight
+    assert isinstance(named.inputs, dict)
+    assert set(named.inputs) == {"x", "sample_weight"}
+    part = named.rows(1, 3)
+    assert part.weight is not None
+    assert part.weight.tolist() == [0.0, 2.0]
+    assert part.target.tolist() == [1, 2]
+    assert part.weighted(torch.tensor([3.0, 4.0])).tolist() == [0.0, 8.0]
+    # Where there are none, all count 1.
+    for form in ((X, Y), {"x": X, "labels": Y}):
+        assert training_batch(form).weight is None
+        assert training_batch(form).total_weight == 4
+    values = torch.rand(4)
+    assert training_batch((X, Y)).weighted(values) is values
+    # A mapping without targets loses its weights all the same; inputs that are a tuple are not taken for weights.
+    assert split_batch({"x": X, "sample_weight": weight}, has_targets=False) == ({"x": X}, None)
+    assert split_batch((X, X, weight), has_targets=False)[0] == (X, X, weight)
+    assert training_batch(((X, X), Y)).inputs == (X, X)
+
+
+def test_joined_targets_and_weights() -> None:
+    weight = torch.tensor([1.0, 0.0, 2.0, 0.5], dtype=torch.float64)
+    target, none = join_targets([training_batch((X, Y)), training_batch((X, Y))])
+    assert none is None
+    assert target.tolist() == [*range(4), *range(4)]
+    _, some = join_targets([training_batch((X, Y)), training_batch((X, Y, weight))])
+    assert some is not None
+    assert some.tolist() == [1.0, 1.0, 1.0, 1.0, *weight.tolist()]
+    with pytest.raises(InputError, match="pad all examples to one length"):
+        join_rows([torch.zeros(2, 3), torch.zeros(2, 4)], "targets")
+    with pytest.raises(InputError, match="pad all examples to one length"):
+        concatenate([{"a": torch.zeros(2, 3)}, {"a": torch.zeros(2, 4)}])
 
 
 @pytest.mark.parametrize("bad", [(X,), (X, Y, Y), X, 3, {"x": X}, (X, [0, 1]), ("text", Y), ({}, Y)])

@@ -13,11 +13,12 @@ from torch.distributions import Laplace
 from core_models import loader, mlp
 from stfbnn.artifact import load, save
 from stfbnn.cli.prediction_files import columns_of
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.evaluation.evaluate import TRAINED, contenders, evaluate, side_by_side
 from stfbnn.inference.fit import fit
 from stfbnn.likelihood import Bernoulli, CustomLikelihood, HeteroscedasticGaussian, Likelihood, Poisson
-from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.network import BayesianNetwork
 from stfbnn.prediction import predict
 from stfbnn.predictive import (
     BernoulliPrediction,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from core_models import conv_net, mlp
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError, LayerError, ModelChangedError
-from stfbnn.network import bayesianize
 from stfbnn.prior import Normal
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))

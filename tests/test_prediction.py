@@ -10,11 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from core_models import classification, conv_net, loader, mlp
+from stfbnn.conversion import bayesianize
 from stfbnn.draws import Draws, chunk_rows
 from stfbnn.errors import InputError, ModelChangedError, NotFittedError
 from stfbnn.inference.fit import fit
 from stfbnn.likelihood import Categorical, Gaussian
-from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.network import BayesianNetwork
 from stfbnn.prediction import predict
 from stfbnn.predictive import CategoricalPrediction, GaussianPrediction
 

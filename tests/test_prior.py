@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from core_models import classification, loader, mlp, trained
 from stfbnn.artifact import load, save
 from stfbnn.artifact_files import signed
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import ArtifactError, InputError
 from stfbnn.inference.fit import fit
-from stfbnn.network import bayesianize
 from stfbnn.posterior import Filterwise, Full, LowRank, MeanField, ParameterLayout, Posterior, PosteriorFamily
 from stfbnn.posterior.mean_field import MeanFieldPosterior
 from stfbnn.prior import GaussianPrior, Normal, resolve_prior

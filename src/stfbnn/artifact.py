@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -111,9 +111,29 @@ def load(
         ArtifactError: A file is missing or damaged, the format is unknown, or the model is another one; says which.
         InputError: An argument is wrong.
     """
+    device = _device(map_location)
+    bnn = load_beside((), directory, model, example_inputs, output)
+    return bnn if device is None else bnn.to(device)
+
+
+def load_beside(
+    others: Iterable[BayesianNetwork],
+    directory: str | os.PathLike[str],
+    model: nn.Module,
+    example_inputs: Any = None,
+    output: OutputFunction | None = None,
+) -> BayesianNetwork:
+    """`load`, with the trunk of one of ``others`` in place of a new one, where one of them has the same.
+
+    Args:
+        others: Networks on this very model, on its device.
+        directory: As of `load`; so are the other arguments and the exceptions.
+        model: The trained network.
+        example_inputs: A small batch.
+        output: The output function.
+    """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, but it is a {type(model).__name__}")
-    device = _device(map_location)
     inputs = None if example_inputs is None else as_inputs(example_inputs)
     config, tensors = read_folder(directory)
     if config.get("output_function", bool) and output is None:
@@ -124,7 +144,7 @@ def load(
     first_layer = _first_layer(config)
     _require_same_model(plain, config)
     family, prior, likelihood = _family(config), _prior(config), _likelihood(config)
-    bnn = _restore_network(plain, first_layer, family, prior, config, inputs, output)
+    bnn = _restore_network(plain, first_layer, family, prior, config, inputs, output, others)
     with torch.no_grad():
         bnn.posterior.load_tensors(tensors)
         _check_std(bnn.posterior)
@@ -133,7 +153,7 @@ def load(
     bnn.predictive_temperature = config.positive("predictive_temperature")
     bnn.num_examples = config.get("num_examples", int, type(None))
     bnn.likelihood = likelihood.to(bnn.device)
-    return bnn if device is None else bnn.to(device)
+    return bnn
 
 
 def _entries(bnn: BayesianNetwork, likelihood: Likelihood) -> dict[str, Any]:
@@ -161,7 +181,7 @@ def _entries(bnn: BayesianNetwork, likelihood: Likelihood) -> dict[str, Any]:
         "predictive_temperature": bnn.predictive_temperature,
         "num_examples": bnn.num_examples,
         "example_inputs": bnn.input_description,
-        "folding": _folding(bnn),
+        "folding": bnn.folding.record(),
         "output_function": bnn.output is not None,
     }
 
@@ -300,21 +320,24 @@ def _restore_network(
     config: Config,
     inputs: Inputs | None,
     output: OutputFunction | None,
+    others: Iterable[BayesianNetwork],
 ) -> BayesianNetwork:
     """Build the network anew, with batch norms folded as they were."""
+    folding = config.get("folding", dict, type(None))
+    wanted = (config.text("model.fingerprint"), first_layer.name, folding)
+    beside = next((other for other in others if other.has_trunk(*wanted)), None)
 
     def build(with_inputs: Inputs | None) -> BayesianNetwork:
-        return BayesianNetwork(model, first_layer, family, prior, with_inputs, output)
+        return BayesianNetwork(model, first_layer, family, prior, with_inputs, output, beside=beside)
 
-    folding = config.get("folding", dict, type(None))
-    if folding is None:
+    if folding is None or beside is not None:
         bnn = build(None)
     elif inputs is not None:
         return build(inputs)
     else:
         try:
             bnn = build(_stand_in(config, module_device(model)))
-            same = _folding(bnn) == folding
+            same = bnn.folding.record() == folding
         except InputError:
             same = False
         if not same:
@@ -336,19 +359,6 @@ def _stand_in(config: Config, device: torch.device) -> Inputs:
         return stand_in(description, device)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"the description of the example inputs is unusable: {error}") from error
-
-
-def _folding(bnn: BayesianNetwork) -> dict[str, Any] | None:
-    """What was folded, JSON-able; None where the network is as it came, so that inputs are not needed to restore it."""
-    report = bnn.folding
-    if not (report.folded or report.local or report.left or report.convolutions):
-        return None
-    return {
-        "folded": dict(report.folded),
-        "local": sorted(report.local),
-        "left": sorted(report.left),
-        "convolutions": len(report.convolutions),
-    }
 
 
 def _check_std(posterior: Posterior) -> None:

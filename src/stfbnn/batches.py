@@ -1,12 +1,14 @@
 """Batches as loaders give them, and the one rule by which a model is called on them.
 
 A tensor is given as ``model(x)``, a tuple as ``model(*xs)``, a mapping as ``model(**xs)``. A batch is a pair
-``(inputs, target)`` whose inputs follow the same rule, or a mapping whose ``labels`` entry is the target.
+``(inputs, target)`` whose inputs follow the same rule, or a mapping whose ``labels`` entry is the target. What each example
+counts in training may stand beside them: ``(inputs, target, weight)``, or the mapping's entry ``sample_weight``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +18,45 @@ from stfbnn.errors import InputError
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 OutputFunction: TypeAlias = Callable[[Any], Tensor]
+
+TARGET_KEY, WEIGHT_KEY = "labels", "sample_weight"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch to learn from.
+
+    Attributes:
+        inputs: B examples.
+        target: Their targets, (B, …).
+        weight: What each example counts, (B,), finite and not negative; None where all count 1.
+    """
+
+    inputs: Inputs
+    target: Tensor
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def total_weight(self) -> float:
+        """The sum of the weights: B where none are given."""
+        return float(len(self)) if self.weight is None else float(self.weight.sum(dtype=torch.float64))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on ``device``."""
+        weight = None if self.weight is None else self.weight.to(device)
+        return Batch(to_device(self.inputs, device), self.target.to(device), weight)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """The examples ``start`` to ``stop`` (exclusive)."""
+        weight = None if self.weight is None else self.weight[start:stop]
+        return Batch(rows(self.inputs, start, stop), self.target[start:stop], weight)
+
+    def weighted(self, values: Tensor) -> Tensor:
+        """One number an example, (B,), times what the example counts."""
+        return values if self.weight is None else values * self.weight.to(values)
 
 
 def as_inputs(value: Any) -> Inputs:
@@ -40,13 +81,17 @@ def as_inputs(value: Any) -> Inputs:
     return inputs
 
 
-def split_batch(batch: Any, target_key: str = "labels", has_targets: bool = True) -> tuple[Inputs, Tensor | None]:
-    """Split what a loader yields into inputs and target.
+def split_batch(
+    batch: Any, target_key: str = TARGET_KEY, has_targets: bool = True, weight_key: str = WEIGHT_KEY
+) -> tuple[Inputs, Tensor | None]:
+    """Split what a loader yields into inputs and target, leaving the examples' weights out.
 
     Args:
-        batch: A pair (inputs, target), or a mapping with ``target_key``, or, without targets, the inputs.
+        batch: A pair (inputs, target), three with the examples' weights, or a mapping with ``target_key``; or, without
+            targets, the inputs.
         target_key: The entry of a mapping that is the target; it is removed before the model is called.
-        has_targets: False for a loader that yields inputs alone; a mapping's target is removed all the same.
+        has_targets: False for a loader that yields inputs alone; a mapping's target and weights are removed all the same.
+        weight_key: The entry of a mapping that holds the weights, likewise.
 
     Returns:
         The inputs, and the target or None.
@@ -54,23 +99,43 @@ def split_batch(batch: Any, target_key: str = "labels", has_targets: bool = True
     Raises:
         InputError: The batch has none of these forms.
     """
+    if not has_targets:
+        known = (target_key, weight_key)
+        plain = (
+            {key: value for key, value in batch.items() if key not in known} if isinstance(batch, Mapping) else batch
+        )
+        return as_inputs(plain), None
+    whole = training_batch(batch, target_key, weight_key)
+    return whole.inputs, whole.target
+
+
+def training_batch(batch: Any, target_key: str = TARGET_KEY, weight_key: str = WEIGHT_KEY) -> Batch:
+    """Split what a loader yields into inputs, target and the examples' weights.
+
+    Args:
+        batch: (inputs, target), (inputs, target, weight), or a mapping with ``target_key`` and perhaps ``weight_key``.
+        target_key: The entry of a mapping that is the target; it is removed before the model is called.
+        weight_key: The entry of a mapping that holds the weights, likewise.
+
+    Raises:
+        InputError: The batch has none of these forms, or the weights are not (B,) finite floats of at least 0.
+    """
     if isinstance(batch, Mapping):
         entries = dict(batch)
-        target = entries.pop(target_key, None)
-        if has_targets and target is None:
+        target, weight = entries.pop(target_key, None), entries.pop(weight_key, None)
+        if target is None:
             raise InputError(
                 f"a batch is a mapping without the entry {target_key!r} (it has {sorted(map(str, batch))}); "
                 f"name the target's entry with target_key=, or pass has_targets=False"
             )
-        return as_inputs(entries), _as_target(target) if has_targets else None
-    if not has_targets:
-        return as_inputs(batch), None
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return as_inputs(batch[0]), _as_target(batch[1])
+        return Batch(as_inputs(entries), _as_target(target), _as_weight(weight, target))
+    if isinstance(batch, tuple | list) and len(batch) in (2, 3):
+        target, weight = batch[1], batch[2] if len(batch) == 3 else None
+        return Batch(as_inputs(batch[0]), _as_target(target), _as_weight(weight, target))
     found = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
     raise InputError(
-        f"a batch must be a pair (inputs, target), where inputs may be a tuple of tensors, or a mapping with "
-        f"{target_key!r}; the loader gave a {found}. Without targets pass has_targets=False"
+        f"a batch must be a pair (inputs, target), where inputs may be a tuple of tensors, or three with the examples' "
+        f"weights, or a mapping with {target_key!r}; the loader gave a {found}. Without targets pass has_targets=False"
     )
 
 
@@ -160,12 +225,44 @@ def concatenate(parts: Sequence[Inputs]) -> Inputs:
     if len(parts) == 1:
         return first
     if isinstance(first, Tensor):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+        return join_rows([part for part in parts if isinstance(part, Tensor)], "the batches' inputs")
     keys: Iterable[Any] = first.keys() if isinstance(first, Mapping) else range(len(first))
     joined = {
-        key: torch.cat([part[key] for part in parts]) if isinstance(first[key], Tensor) else first[key] for key in keys
+        key: join_rows([part[key] for part in parts], f"the batches' inputs {key!r}")
+        if isinstance(first[key], Tensor)
+        else first[key]
+        for key in keys
     }
     return joined if isinstance(first, Mapping) else tuple(joined.values())
+
+
+def join_targets(batches: Sequence[Batch]) -> tuple[Tensor, Tensor | None]:
+    """The targets of all batches, (N, …), and the weights, (N,); None where no batch has any, 1 for one that has none.
+
+    Raises:
+        InputError: The targets' shapes do not agree but for the number of examples.
+    """
+    target = join_rows([batch.target for batch in batches], "the batches' targets")
+    if all(batch.weight is None for batch in batches):
+        return target, None
+    return target, torch.cat(
+        [torch.ones(len(one), device=target.device) if one.weight is None else one.weight for one in batches]
+    )
+
+
+def join_rows(parts: Sequence[Tensor], what: str, dim: int = 0) -> Tensor:
+    """Join tensors along the dimension of the examples.
+
+    Raises:
+        InputError: Their other dimensions differ, as those of sequences that were padded batch by batch do.
+    """
+    if len({(*part.shape[:dim], *part.shape[dim + 1 :]) for part in parts}) > 1:
+        shapes = sorted({tuple(part.shape) for part in parts})[:3]
+        raise InputError(
+            f"{what} differ in shape, such as {', '.join(map(str, shapes))}, and cannot be joined: pad all examples to one "
+            f"length, or take batches of one shape at a time"
+        )
+    return torch.cat(list(parts), dim=dim)
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
@@ -227,4 +324,20 @@ def _row_shapes(inputs: Inputs) -> list[torch.Size]:
 def _as_target(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise InputError(f"targets must be a tensor, but they are a {type(value).__name__}; use torch.as_tensor")
+    return value
+
+
+def _as_weight(value: Any, target: Tensor) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape != target.shape[:1]:
+        found = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"a batch is a pair (inputs, target), or three with the weights of the examples, which are floats, one for each "
+            f"example, of shape {tuple(target.shape[:1])}, but they are {found}. Where the model takes several inputs, give "
+            f"((x1, x2), target); without targets pass has_targets=False"
+        )
+    bad = int((~(torch.isfinite(value) & (value >= 0))).sum())
+    if bad:
+        raise InputError(f"weights of examples must be finite and not negative, but {bad} of a batch are not")
     return value

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stfbnn import models
+from stfbnn.conversion import bayesianize, parameter_counts
 from stfbnn.data import DataSet, Split, hold_out, load, loader
 from stfbnn.errors import InputError
 from stfbnn.evaluation.evaluate import BAYESIAN, Contender, SideBySide, contenders, side_by_side
@@ -24,7 +25,7 @@ from stfbnn.inference.fit import fit
 from stfbnn.inference.held_out import HeldOut
 from stfbnn.inference.history import FitRun
 from stfbnn.inference.options import TEMPERATURES
-from stfbnn.network import BayesianNetwork, bayesianize, parameter_counts
+from stfbnn.network import BayesianNetwork
 from stfbnn.prediction import predict
 from stfbnn.randomness import derive_seed, generator, seeded
 from stfbnn.training import train

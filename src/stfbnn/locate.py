@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from stfbnn.batches import Inputs, as_inputs, call_model, tensors_of
+from stfbnn.batches import Inputs, as_inputs, call_model, map_tensors, tensors_of
 from stfbnn.errors import InputError, LayerError
 from stfbnn.randomness import seeded
+from stfbnn.trunk.independence import inputs_left_alone
 from stfbnn.wrappers import unwrap
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -162,9 +163,11 @@ def _trace(model: nn.Module, inputs: Inputs) -> _Trace:
 
             handles.append(module.register_forward_pre_hook(before, prepend=True))
             handles.append(module.register_forward_hook(after, always_call=True))
-        with _untouched(model), _eager(), seeded(0, "locate"), torch.no_grad():
+        # A copy: a model that writes into its inputs is refused, but not before they are written.
+        copies = map_tensors(inputs, torch.clone)
+        with _untouched(model), _eager(), seeded(0, "locate"), torch.no_grad(), inputs_left_alone(copies):
             try:
-                call_model(model, inputs)
+                call_model(model, copies)
             except Exception as error:
                 raise InputError(
                     f"the model could not be run on example_inputs ({_describe(inputs)}): "
@@ -235,7 +238,7 @@ def _first(model: nn.Module, trace: _Trace) -> tuple[str, tuple[str, ...]]:
         module = model.get_submodule(name)
         if not _size(module):
             continue
-        if isinstance(module, _NORMALISATIONS) or (name in leaves and _is_passed_over(module)):
+        if isinstance(module, _NORMALISATIONS) or (name in leaves and is_passed_over(module)):
             skipped.append(name)
         elif name in leaves and not isinstance(module, torch.fx.GraphModule):
             return name, tuple(skipped)
@@ -255,9 +258,9 @@ def _first(model: nn.Module, trace: _Trace) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def _is_passed_over(leaf: nn.Module) -> bool:
-    """Whether a leaf is a learned activation, or another library's normalisation by its name and thin weights."""
-    if isinstance(leaf, nn.PReLU):
+def is_passed_over(leaf: nn.Module) -> bool:
+    """Whether a leaf is a normalisation (another library's by its name and thin weights) or a learned activation."""
+    if isinstance(leaf, (*_NORMALISATIONS, nn.PReLU)):
         return True
     named = any(_NORMALISATION_NAME.search(kind.__name__) for kind in type(leaf).__mro__)
     return named and all(sum(size > 1 for size in parameter.shape) <= 1 for parameter in leaf.parameters())
@@ -306,6 +309,7 @@ def _require_called(model: nn.Module, layer: str, trace: _Trace) -> None:
 
 def _require_samplable(name: str, module: nn.Module) -> None:
     another = "; name another layer with layer="
+    seen: dict[tuple[torch.device, int], str] = {}
     for own, parameter in module.named_parameters():
         where = f"layer {name!r} ({type(module).__name__}): parameter {own!r}"
         if parameter.is_complex():
@@ -317,11 +321,21 @@ def _require_samplable(name: str, module: nn.Module) -> None:
             )
         if not bool(torch.isfinite(parameter).all()):
             raise LayerError(f"{where} holds NaN or infinite values, so the model is not usable; train it again")
+        if parameter.numel() and (twin := seen.setdefault(_address(parameter), own)) != own:
+            raise LayerError(
+                f"{where} lies in the memory of {twin!r} without being the same Parameter, so that one of two draws would be "
+                f"lost; tie them by assigning the Parameter itself{another}"
+            )
     for part in module.modules():
         if getattr(part, "max_norm", None) is not None:
             raise LayerError(
                 f"layer {name!r} rescales its own weight in place (max_norm={part.max_norm}), which cannot be done "
                 f"to sampled weights; set max_norm to None{another}"
+            )
+        if getattr(part, "padding_idx", None) is not None and is_parametrized(part, "weight"):
+            raise LayerError(
+                f"layer {name!r} computes an embedding's weight by a parametrization, under which its row for padding cannot "
+                f"be kept; make the parametrization permanent with torch.nn.utils.parametrize.remove_parametrizations{another}"
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,18 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from stfbnn.batches import Inputs, OutputFunction, as_inputs, call_model, module_device, output_tensor
+from stfbnn.batches import Inputs, OutputFunction, call_model, module_device, output_tensor
 from stfbnn.description import ModelDescription, describe_inputs
 from stfbnn.errors import InputError, LayerError, NotFittedError
+from stfbnn.layer_parameters import differentiate_densely, padding_rows, twins
 from stfbnn.likelihood import Likelihood
-from stfbnn.locate import FirstLayer, locate_first_layer
+from stfbnn.locate import FirstLayer
 from stfbnn.mixed_precision import Precision, autocast_dtype, cast_to, full_precision
-from stfbnn.posterior import ParameterLayout, Posterior, PosteriorFamily, resolve_family
-from stfbnn.prior import GaussianPrior, Normal, PriorLike, resolve_prior
+from stfbnn.posterior import ParameterLayout, Posterior, PosteriorFamily
+from stfbnn.prior import GaussianPrior, Normal
 from stfbnn.provenance import Provenance, attached
 from stfbnn.randomness import generator
-from stfbnn.trunk import ChangeGuard, FoldingReport, apply_first_layer_affine, fingerprint, fold, shared_copy
-from stfbnn.wrappers import unwrap
+from stfbnn.trunk import (
+    ChangeGuard,
+    FoldingReport,
+    apply_first_layer_affine,
+    fingerprint,
+    fold,
+    inputs_left_alone,
+    shared_copy,
+)
 
 Weights = Literal["sample", "mean"]
 
@@ -63,6 +70,7 @@ class BayesianNetwork(nn.Module):
         example_inputs: Inputs | None,
         output: OutputFunction | None = None,
         fold_batch_norm: bool = True,
+        beside: BayesianNetwork | None = None,
     ) -> None:
         super().__init__()
         self.layer_name = first_layer.name
@@ -70,23 +78,16 @@ class BayesianNetwork(nn.Module):
         self.family = family
         self.prior_recipe = prior
         self.output = output
-        self._guard = ChangeGuard(model)
         self._prefix = f"{first_layer.name}." if first_layer.name else ""
-        own = {self._prefix + name for name in first_layer.parameters}
-        self.trunk_fingerprint = fingerprint(model, exclude=own)
-        self.model_fingerprint = fingerprint(model)
-        self.model_description = ModelDescription.of(model)
         self.input_description = None if example_inputs is None else describe_inputs(example_inputs)
         self.provenance: Provenance | None = attached(model)
-
-        self.network = shared_copy(model)
-        # The trained values are copied: they stay as the prior's centre whatever becomes of the model.
-        layer = self.network.get_submodule(first_layer.name)
-        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-            # Sparse gradients do not flow into a vector of weights, and rescaled ones are not gradients of the loss.
-            layer.sparse = layer.scale_grad_by_freq = False
-        self.trained = {name: dict(layer.named_parameters())[name].detach().clone() for name in first_layer.parameters}
-        self.layout = ParameterLayout.of(self.trained)
+        if beside is None:
+            self._take_trunk(model, example_inputs, fold_batch_norm)
+        else:
+            self.share_trunk(beside)
+        layer = self.network.get_submodule(self.layer_name)
+        self.layout = ParameterLayout.of(self.trained, layer)
+        self._twins, self._padding = twins(layer), padding_rows(layer)
         weights = self.trained_vector()
         if not bool(torch.isfinite(weights).all()):
             raise LayerError(
@@ -94,10 +95,6 @@ class BayesianNetwork(nn.Module):
             )
         self.prior: GaussianPrior = prior.build(weights, self.layout)
         self.posterior: Posterior = family.build(self.layout, weights, self.prior)
-        self.folding = FoldingReport()
-        # Nothing can be folded without inputs on which to check that folding changed nothing.
-        if example_inputs is not None:
-            self.folding = fold(self.network, first_layer.name, example_inputs, enabled=fold_batch_norm)
         affine = self.folding.first_layer_affine
         # As buffers, so that they move along; not persistent, for they follow from the trunk.
         self.register_buffer("_scale", None if affine is None else affine.scale, persistent=False)
@@ -109,6 +106,56 @@ class BayesianNetwork(nn.Module):
         self.num_examples: int | None = None
         self._forward_dtype: torch.dtype | None = None
         self.seed(0)
+
+    def _take_trunk(self, model: nn.Module, example_inputs: Inputs | None, fold_batch_norm: bool) -> None:
+        """Set all that follows from the model and the layer alone, which is what `share_trunk` takes over."""
+        self._guard = ChangeGuard(model)
+        own = {self._prefix + name for name in self.first_layer.parameters}
+        self.trunk_fingerprint = fingerprint(model, exclude=own)
+        self.model_fingerprint = fingerprint(model)
+        self.model_description = ModelDescription.of(model)
+        self.network = shared_copy(model)
+        self._trunk_is_shared = False
+        layer = self.network.get_submodule(self.layer_name)
+        differentiate_densely(layer)
+        parameters = dict(layer.named_parameters())
+        # The trained values are copied: they stay as the prior's centre whatever becomes of the model.
+        self.trained = {name: parameters[name].detach().clone() for name in self.first_layer.parameters}
+        self.folding = FoldingReport()
+        # Nothing can be folded without inputs on which to check that folding changed nothing.
+        if example_inputs is not None:
+            self.folding = fold(self.network, self.layer_name, example_inputs, enabled=fold_batch_norm)
+
+    def has_trunk(self, model_fingerprint: str, layer_name: str, folding: dict[str, Any] | None) -> bool:
+        """Whether the trunk is that of a model and a layer, folded as a `FoldingReport.record` says."""
+        return (self.model_fingerprint, self.layer_name) == (model_fingerprint, layer_name) and (
+            self.folding.record() == folding
+        )
+
+    def share_trunk(self, other: BayesianNetwork) -> None:
+        """Compute with the trunk of another network in place of one's own, so that both take its memory once.
+
+        It computes the same, so ``other`` has to be on the same layer of the same model, on the same device and folded alike;
+        that is not checked here. A network that is moved takes a trunk of its own along. Two that share one must not be called
+        from two threads at once.
+        """
+        self._guard = other._guard
+        self.trunk_fingerprint, self.model_fingerprint = other.trunk_fingerprint, other.model_fingerprint
+        self.model_description = other.model_description
+        self.network, self.trained, self.folding = other.network, other.trained, other.folding
+        self._trunk_is_shared = other._trunk_is_shared = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BayesianNetwork:
+        if self._trunk_is_shared:
+            # What moves or converts this network must not do so to the trunk of another.
+            self.network, self._trunk_is_shared = shared_copy(self.network), False
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The user's model; None where it was deleted, or stayed behind when this network was pickled."""
+        return self._guard.model
 
     def seed(self, seed: int) -> None:
         """Restart the generator from which calls draw their weights."""
@@ -178,20 +225,30 @@ class BayesianNetwork(nn.Module):
 
         With ``deviation``, those that a difference of two weight vectors stands for: a folded batch norm's shift drops out.
         """
-        layer = self.network.get_submodule(self.layer_name)
-        parameters = {
-            name: value.to(layer.get_parameter(name).dtype) for name, value in self.layout.unflatten(vector).items()
-        }
-        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
-            # Its gradient is cut off by definition, so it could not be inferred: it keeps its trained value.
-            row = torch.tensor([layer.padding_idx], device=vector.device)
-            parameters["weight"] = parameters["weight"].index_copy(0, row, layer.weight.detach()[row])
+        layer, parameters = self.network.get_submodule(self.layer_name), self.layer_parameters(vector, deviation)
         scale, shift = self._scale, self._shift
         if scale is not None and shift is not None:
             parameters = apply_first_layer_affine(
                 layer, parameters, scale, torch.zeros_like(shift) if deviation else shift
             )
+        parameters.update({twin: parameters[name] for twin, name in self._twins.items()})
         return {self._prefix + name: value for name, value in parameters.items()}
+
+    def layer_parameters(self, vector: Tensor, deviation: bool = False) -> dict[str, Tensor]:
+        """The layer's own parameters that a weight vector (d,) stands for, by their own names and in their own dtypes.
+
+        With ``deviation``, those that a difference of two stands for: what is the same in all draws drops out.
+        """
+        layer = self.network.get_submodule(self.layer_name)
+        parameters = {
+            name: value.to(layer.get_parameter(name).dtype) for name, value in self.layout.unflatten(vector).items()
+        }
+        for name, index in self._padding.items():
+            # Their gradients are cut off by definition, so they could not be inferred: they keep their trained values.
+            rows = torch.tensor(index, device=vector.device)
+            kept = layer.get_parameter(name).detach()[rows]
+            parameters[name] = parameters[name].index_copy(0, rows, torch.zeros_like(kept) if deviation else kept)
+        return parameters
 
     def outputs(self, vector: Tensor, inputs: Inputs) -> Tensor:
         """The tensor of outputs for one weight vector (d,); the way in which inference and prediction call the network."""
@@ -204,7 +261,7 @@ class BayesianNetwork(nn.Module):
 
     def run(self, call: Callable[..., Any], inputs: Inputs) -> Tensor:
         """The tensor of outputs of ``call``, which is the network or stands for it, in the precision that is asked for."""
-        with cast_to(self._forward_dtype, self.device):
+        with cast_to(self._forward_dtype, self.device), inputs_left_alone(inputs):
             return output_tensor(call_model(call, inputs), self.output)
 
     @contextmanager
@@ -232,10 +289,18 @@ class BayesianNetwork(nn.Module):
         """Let ``forward`` stand in for the first layer's own forward within a block."""
         layer: Any = self.network.get_submodule(self.layer_name)
         own = layer.__dict__.get("forward")
-        layer.forward = forward
+
+        # The name that dense layers and convolutions give their argument, by which it may be passed.
+        def stand_in(input: Tensor) -> Tensor:  # noqa: A002
+            return forward(input)
+
+        layer.forward = stand_in
+        # PyTorch's fused transformer layer reads the weights of its parts without calling them, but not where one is hooked.
+        watched = layer.register_forward_pre_hook(lambda *_: None)
         try:
             yield
         finally:
+            watched.remove()
             del layer.forward
             if own is not None:
                 layer.forward = own
@@ -280,63 +345,6 @@ class BayesianNetwork(nn.Module):
             f"layer={self.layer_name!r}, posterior={self.posterior.family!r}, "
             f"random weights={self.layout.size} of {total}, {state}"
         )
-
-
-def bayesianize(
-    model: nn.Module,
-    example_inputs: Any,
-    layer: str | None = None,
-    posterior: str | PosteriorFamily = "mean-field",
-    prior: PriorLike | None = None,
-    output: OutputFunction | None = None,
-    fold_batch_norm: bool = True,
-) -> BayesianNetwork:
-    """Make the first layer of a trained network Bayesian; the model itself is left as it was.
-
-    Args:
-        model: The trained network; wrappers such as DataParallel or a compiled module are looked through.
-        example_inputs: A small batch as the model takes it: a tensor for ``model(x)``, a tuple for ``model(*x)``, a
-            mapping for ``model(**x)``. The first layer is found by running it once.
-        layer: The layer's name where the first one is not wanted.
-        posterior: The family of q(w): "mean-field", or a recipe such as ``stfbnn.MeanField(initial_std=0.01)``.
-        prior: p(w): a standard deviation s for N(0, s²), or a mapping with one for each of the layer's parameters; "rms" (s
-            from the trained weights), "rms-per-parameter"; "empirical-bayes" (s learned); "pretrained" (centred on the trained
-            weights); or ``stfbnn.Normal(…)``. None takes "rms", and "pretrained" for embedding layers, whose rows for tokens
-            that never occur would otherwise be pulled to zero.
-        output: How to take the tensor of predictions out of what the model returns, where that is neither a tensor nor has
-            ``logits``.
-        fold_batch_norm: Fold frozen batch normalisation into the layers before it where that is exact.
-
-    Returns:
-        The Bayesian network, to be given to `fit`. Its initial posterior mean is the trained layer.
-
-    Raises:
-        LayerError: The model has no usable first layer, or the named one is not usable.
-        InputError: An argument is wrong, or the example inputs do not run.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model must be a torch.nn.Module, but it is a {type(model).__name__}")
-    inputs = as_inputs(example_inputs)
-    family = resolve_family(posterior)
-    plain = unwrap(model)
-    first_layer = locate_first_layer(plain, inputs, layer)
-    if prior is None:
-        is_embedding = isinstance(plain.get_submodule(first_layer.name), nn.Embedding | nn.EmbeddingBag)
-        prior = "pretrained" if is_embedding else "rms"
-    recipe = resolve_prior(prior)
-    if first_layer.tied:
-        warnings.warn(
-            f"the layer {first_layer.name!r} shares parameters with {', '.join(first_layer.tied)}; there they stay at "
-            f"their trained values, for only the first layer becomes random",
-            stacklevel=2,
-        )
-    return BayesianNetwork(plain, first_layer, family, recipe, inputs, output, fold_batch_norm)
-
-
-def parameter_counts(bnn: BayesianNetwork) -> Mapping[str, int]:
-    """Scalars in the random layer and in the whole network."""
-    total = sum(parameter.numel() for parameter in bnn.network.parameters())
-    return {"random": bnn.layout.size, "total": total}
 
 
 def _at_least_float32(value: Tensor) -> Tensor:

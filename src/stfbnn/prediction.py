@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stfbnn.batches import Inputs, as_inputs, batch_size, rechunk, require_finite, split_batch
+from stfbnn.batches import (
+    TARGET_KEY,
+    WEIGHT_KEY,
+    Inputs,
+    as_inputs,
+    batch_size,
+    rechunk,
+    require_finite,
+    split_batch,
+)
 from stfbnn.draws import Draws, Execution, chunk_rows
 from stfbnn.errors import InputError
 from stfbnn.mixed_precision import Precision
@@ -28,7 +37,8 @@ def predict(
     weights: Weights = "sample",
     predictive_temperature: float | None = None,
     has_targets: bool = True,
-    target_key: str = "labels",
+    target_key: str = TARGET_KEY,
+    weight_key: str = WEIGHT_KEY,
     chunk_size: int | None = None,
     execution: Execution = "auto",
     precision: Precision | None = None,
@@ -41,7 +51,7 @@ def predict(
     Args:
         bnn: The network, after `fit`.
         data: A tensor, tuple or mapping of inputs as the model takes them; or a loader (any iterable) of batches, whose
-            targets are ignored.
+            targets and weights are ignored.
         samples: S, posterior draws to average. A mixture's are dealt out to its components, at least one to each.
         seed: Which draws.
         weights: "mean" for the deterministic prediction at the posterior mean (one pass; no epistemic uncertainty); the mean of
@@ -50,6 +60,7 @@ def predict(
             of labels only.
         has_targets: False for a loader whose batches are tuples of inputs without a target.
         target_key: The target's entry in a loader's mappings, removed before the model is called.
+        weight_key: The entry of the examples' weights, likewise.
         chunk_size: Rows run at once; None takes a size that suits the inputs' shape and the device.
         execution: "loop", "stacked", or "auto" for the faster on the device.
         precision: "bf16-mixed" runs the network's passes under autocast to bfloat16, "32-true" does not; None takes what a
@@ -84,7 +95,7 @@ def predict(
     shown = progress if _is_loader(data) else bool(progress)
     with bnn.computing_in(precision), progress_bar("predict", _length(data), shown) as bar:
         draws = Draws(bnn, samples, seed, weights, execution)
-        batches = _counted(input_batches(data, has_targets, target_key), bar.advance)
+        batches = _counted(input_batches(data, has_targets, target_key, weight_key), bar.advance)
         chunks = _chunks(batches, bnn, chunk_size)
         parts = [draws.predict(chunk, likelihood, temperature) for chunk in chunks]
     if not parts:
@@ -92,10 +103,12 @@ def predict(
     return Prediction.concatenate(parts)
 
 
-def input_batches(data: Any, has_targets: bool, target_key: str) -> Iterator[Inputs]:
-    """The batches of inputs in ``data``, checked, without their targets."""
+def input_batches(
+    data: Any, has_targets: bool, target_key: str = TARGET_KEY, weight_key: str = WEIGHT_KEY
+) -> Iterator[Inputs]:
+    """The batches of inputs in ``data``, checked, without their targets and weights."""
     if isinstance(data, Mapping):
-        yield _checked(as_inputs({key: value for key, value in data.items() if key != target_key}))
+        yield _checked(split_batch(data, target_key, False, weight_key)[0])
         return
     if not _is_loader(data):
         yield _checked(as_inputs(data))
@@ -110,7 +123,7 @@ def input_batches(data: Any, has_targets: bool, target_key: str) -> Iterator[Inp
         if isinstance(batch, Tensor):
             yield _checked(batch)
         elif isinstance(batch, Mapping):
-            yield _checked(as_inputs({key: value for key, value in batch.items() if key != target_key}))
+            yield _checked(split_batch(batch, target_key, False, weight_key)[0])
         elif isinstance(batch, tuple | list) and len(batch) == 1:
             yield _checked(as_inputs(batch[0]))
         else:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stfbnn.batches import Inputs, batch_size, split_batch, tensors_of
+from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, Inputs, batch_size, split_batch, tensors_of
 from stfbnn.errors import InputError
 
 Hashes = NDArray[np.uint64]
@@ -147,20 +147,23 @@ def example_hashes(inputs: Inputs) -> Hashes:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
-def provenance_of(loader: Iterable[Any], target_key: str = "labels", has_targets: bool = True) -> Provenance:
+def provenance_of(
+    loader: Iterable[Any], target_key: str = TARGET_KEY, has_targets: bool = True, weight_key: str = WEIGHT_KEY
+) -> Provenance:
     """The examples of one pass over a loader: to declare the training set of a network trained elsewhere.
 
     Args:
         loader: Gives batches by the rule of ``stfbnn.batches``; without augmentation, or nothing will match.
         target_key: The entry of a mapping that is the target, which is not hashed.
         has_targets: False for a loader of inputs alone.
+        weight_key: The entry of the examples' weights, which is not hashed either.
 
     Raises:
         InputError: A batch has none of the known forms.
     """
     recorder = ProvenanceRecorder()
     for batch in loader:
-        recorder.add(split_batch(batch, target_key, has_targets)[0])
+        recorder.add(split_batch(batch, target_key, has_targets, weight_key)[0])
     return recorder.finish()
 
 

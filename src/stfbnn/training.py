@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed import is_available, is_torchelastic_launched
 
-from stfbnn.batches import OutputFunction, module_device
+from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, OutputFunction, module_device
 from stfbnn.checkpoint import load_checkpoint, save_checkpoint
 from stfbnn.errors import CheckpointError, InputError
 from stfbnn.progress import progress_bar
@@ -89,7 +89,8 @@ def train(
     resume: bool = True,
     checkpoint_every: int = 1,
     output: OutputFunction | None = None,
-    target_key: str = "labels",
+    target_key: str = TARGET_KEY,
+    weight_key: str = WEIGHT_KEY,
     progress: bool | None = None,
 ) -> TrainRun:
     """Train a model in place.
@@ -103,7 +104,8 @@ def train(
 
     Args:
         model: Called by the rule of ``stfbnn.batches``. A "…-true" precision other than 32 converts it for good.
-        loader: Gives batches (inputs, target), anew at each pass; a sampler's ``set_epoch`` is called.
+        loader: Gives batches (inputs, target), or three with the examples' weights, anew at each pass; a sampler's
+            ``set_epoch`` is called. The loss of a batch is Σ_n a_n loss_n / B, B its rows.
         epochs: Passes over the loader.
         optimizer: "sgd", "adam", "adamw" or a function from the list of trainable parameters to an optimizer.
         lr: Learning rate; None for the optimizer's default (``build_optimizer``).
@@ -112,7 +114,8 @@ def train(
         schedule: "cosine" (to 0), "constant" or a function from the fraction of the run to a factor. It moves with
             every step, or with every epoch where the loader has no length.
         warmup: Fraction of the run over which the learning rate rises linearly from 0.
-        loss: "auto" (integer targets: cross entropy; float: mean squared error) or a function of (outputs, target).
+        loss: "auto" (integer targets: cross entropy; float: mean squared error) or a function of (outputs, target), and
+            of the weights as the third where the batches have any.
         label_smoothing: Of the cross entropy, in [0, 1).
         val_loader: Loss and accuracy on it are reported after every epoch.
         keep_best: End with the parameters of the lowest validation loss. The validation examples then count as seen,
@@ -133,6 +136,7 @@ def train(
         output: How to get the tensor of predictions from what the model returns, where that is neither a tensor nor
             has ``.logits``.
         target_key: The entry of a mapping that is the target.
+        weight_key: The entry of a mapping that holds the examples' weights.
         progress: Show a bar; None shows it on a terminal.
 
     Returns:
@@ -178,6 +182,7 @@ def train(
             accumulate=accumulate,
             output=output,
             target_key=target_key,
+            weight_key=weight_key,
         )
         run.first_look()
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,7 +18,7 @@ from stfbnn.likelihood import Categorical, Gaussian
 
 OptimizerChoice: TypeAlias = Literal["sgd", "adam", "adamw"] | Callable[[list[nn.Parameter]], Optimizer]
 ScheduleChoice: TypeAlias = Literal["cosine", "constant"] | Callable[[float], float]
-LossChoice: TypeAlias = Literal["auto"] | Callable[[Tensor, Tensor], Tensor]
+LossChoice: TypeAlias = Literal["auto"] | Callable[..., Tensor]
 
 _DEFAULT_RATES = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
 
@@ -116,8 +117,9 @@ class Objective:
     """The loss of a batch, a mean over its examples, with the shapes of outputs and target made to agree first.
 
     Attributes:
-        choice: "auto" is cross entropy for integer targets and the mean squared error for float targets; or a
-            function of (outputs, target) that returns a scalar tensor, the mean over the batch.
+        choice: "auto" is cross entropy for integer targets and the mean squared error for float targets, each example times
+            its weight and the sum divided by their number; or a function of (outputs, target), and of the weights (B,) as
+            the third where a batch has any, that returns a scalar tensor, the mean over the batch.
         label_smoothing: For the cross entropy, in [0, 1).
 
     Raises:
@@ -137,14 +139,14 @@ class Objective:
                 "label_smoothing belongs to the cross entropy of loss='auto'; apply it inside your function"
             )
 
-    def check(self, outputs: Tensor, target: Tensor) -> None:
+    def check(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
         """Refuse a first batch that cannot be trained on; stricter, and slower, than what every batch is put through.
 
         Raises:
             InputError: Shapes, dtypes, ranges or values are wrong, or the outputs are probabilities already.
         """
         if callable(self.choice):
-            self(outputs, target)
+            self(outputs, target, weight)
         elif _is_class_target(target):
             Categorical().check(outputs, _as_classes(outputs, target).to(outputs.device))
         elif self.label_smoothing > 0:
@@ -152,18 +154,19 @@ class Objective:
         else:
             Gaussian().check(outputs, _require_float(target).to(outputs.device))
 
-    def __call__(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss, a scalar on the outputs' device.
 
         Args:
             outputs: (B, K, …) for integer targets; the target's shape for float ones.
             target: (B, …) or (B, 1); best on the CPU still, where looking at its range is free.
+            weight: What each example counts, (B,); None where all count 1.
 
         Raises:
             InputError: The shapes do not agree, a label is outside 0 … K−1, or a function gave no scalar.
         """
         if callable(self.choice):
-            loss: Any = self.choice(outputs, target.to(outputs.device))
+            loss: Any = self._own(outputs, target, weight)
             if not isinstance(loss, Tensor) or loss.ndim != 0:
                 found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
                 raise InputError(f"loss= must return a scalar tensor, the mean over the batch, but it returned {found}")
@@ -171,13 +174,29 @@ class Objective:
         if _is_class_target(target):
             classes = _as_classes(outputs, target)
             Categorical().check_targets(outputs, classes)
-            return F.cross_entropy(outputs, classes.long().to(outputs.device), label_smoothing=self.label_smoothing)
+            labels, kind = classes.long().to(outputs.device), "mean" if weight is None else "none"
+            return _mean(F.cross_entropy(outputs, labels, label_smoothing=self.label_smoothing, reduction=kind), weight)
         matched = Gaussian.match(outputs, _require_float(target))
         if matched.shape != target.shape:
             raise InputError(
                 f"targets must have the outputs' shape {tuple(outputs.shape)}, but theirs is {tuple(target.shape)}"
             )
-        return F.mse_loss(matched, target.to(outputs))
+        return _mean(F.mse_loss(matched, target.to(outputs), reduction="mean" if weight is None else "none"), weight)
+
+    def _own(self, outputs: Tensor, target: Tensor, weight: Tensor | None) -> Any:
+        """What the user's function says."""
+        assert callable(self.choice)  # noqa: S101 - asked before, said for the type checker
+        if weight is None:
+            return self.choice(outputs, target.to(outputs.device))
+        given = (outputs, target.to(outputs.device), weight.to(outputs.device))
+        try:
+            signature(self.choice).bind(*given)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the batches have weights, so loss= must be a function of (outputs, target, weight), but {error}; leave the "
+                f"weights out of the batches if they are not meant for stage one"
+            ) from error
+        return self.choice(*given)
 
     @staticmethod
     def correct(outputs: Tensor, target: Tensor) -> tuple[int, int] | None:
@@ -188,7 +207,18 @@ class Objective:
         predicted = outputs.detach().argmax(dim=1)
         if predicted.shape != classes.shape:
             return None
-        return int((predicted == classes.to(outputs.device)).sum()), classes.numel()
+        # A function may leave labels out that are no classes, such as -100.
+        classes = classes.to(outputs.device)
+        counted = (classes >= 0) & (classes < outputs.shape[1])
+        return int((predicted == classes)[counted].sum()), int(counted.sum())
+
+
+def _mean(loss: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean over examples of each one's mean loss times its weight."""
+    if weight is None:
+        return loss
+    each = loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss
+    return (each * weight.to(each)).mean()
 
 
 def _is_class_target(target: Tensor) -> bool:

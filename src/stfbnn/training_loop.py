@@ -16,14 +16,15 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from stfbnn.batches import (
+    Batch,
     Inputs,
     OutputFunction,
     batch_size,
     call_model,
     output_tensor,
     require_finite,
-    split_batch,
     to_device,
+    training_batch,
 )
 from stfbnn.errors import InputError
 from stfbnn.progress import Reporter
@@ -145,10 +146,11 @@ class TrainingLoop:
         accumulate: int,
         output: OutputFunction | None,
         target_key: str,
+        weight_key: str,
     ) -> None:
         self.fabric, self.model, self.objective, self.schedule = fabric, model, objective, schedule
         self.seed, self.epochs, self.accumulate = seed, epochs, accumulate
-        self._output, self._target_key = output, target_key
+        self._output, self._target_key, self._weight_key = output, target_key, weight_key
         self._generators = _generators(loader) + _generators(val_loader)
         self.loader, self.val_loader = _sharded(fabric, loader, seed), val_loader
         self.batches = _length(self.loader)
@@ -183,9 +185,9 @@ class TrainingLoop:
                     f"the {what} loader gives no batch; check its data set, and drop_last=True with a batch size "
                     f"larger than the data set"
                 )
-            inputs, target = self._split(batch)
-            require_finite(inputs, f"the inputs of the first {what} batch")
-            self.objective.check(self._outputs(inputs), target)
+            first = self._split(batch)
+            require_finite(first.inputs, f"the inputs of the first {what} batch")
+            self.objective.check(self._outputs(first.inputs), first.target, first.weight)
 
     def epoch(self, epoch: int, reporter: Reporter, keep_best: bool) -> None:
         """Train for one epoch, validate, and add to the history.
@@ -220,24 +222,24 @@ class TrainingLoop:
         seconds = time.perf_counter() - start
         self.history.append(EpochRecord(epoch, loss, accuracy, val_loss, val_accuracy, rate, seconds))
 
-    def _step(self, epoch: int, step: int, group: list[tuple[Inputs, Tensor]], totals: Totals) -> None:
+    def _step(self, epoch: int, step: int, group: list[Batch], totals: Totals) -> None:
         """One optimizer step on the mean over all examples of the group's batches."""
         within = 0.0 if self.batches is None else (step + 0.5) * self.accumulate / self.batches
         factor = self.schedule.factor((epoch - 1 + min(within, 1.0)) / self.epochs)
         for settings, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             settings["lr"] = rate * factor
-        sizes = [batch_size(inputs) for inputs, _ in group]
-        for index, ((inputs, target), size) in enumerate(zip(group, sizes, strict=True)):
-            self.seen.add(inputs)
+        sizes = [batch_size(batch.inputs) for batch in group]
+        for index, (batch, size) in enumerate(zip(group, sizes, strict=True)):
+            self.seen.add(batch.inputs)
             with self.fabric.no_backward_sync(self.module, enabled=index < len(group) - 1):
-                outputs = self._outputs(inputs)
-                loss = self.objective(outputs, target)
+                outputs = self._outputs(batch.inputs)
+                loss = self.objective(outputs, batch.target, batch.weight)
                 value = float(loss.detach())
                 if not math.isfinite(value):
-                    require_finite(inputs, f"the inputs of epoch {epoch}, step {step}")
+                    require_finite(batch.inputs, f"the inputs of epoch {epoch}, step {step}")
                     raise InputError(_diverged(f"the loss is {value}", epoch, step, self.optimizer))
                 self.fabric.backward(loss * (size / sum(sizes)))
-            totals.add(value, size, self.objective.correct(outputs, target))
+            totals.add(value, size, self.objective.correct(outputs, batch.target))
         if self._clip_norm is not None:
             self.fabric.clip_gradients(self.module, self._stepper, max_norm=self._clip_norm, error_if_nonfinite=False)
         self._stepper.step()
@@ -250,13 +252,13 @@ class TrainingLoop:
         self.module.eval()
         totals = Totals()
         with seeded(self.seed, "validate", epoch):
-            for batch in self.val_loader:
-                inputs, target = self._split(batch)
+            for given in self.val_loader:
+                batch = self._split(given)
                 if record:
-                    self.selected_on.add(inputs)
-                outputs = self._outputs(inputs)
-                value = float(self.objective(outputs, target))
-                totals.add(value, batch_size(inputs), self.objective.correct(outputs, target))
+                    self.selected_on.add(batch.inputs)
+                outputs = self._outputs(batch.inputs)
+                value = float(self.objective(outputs, batch.target, batch.weight))
+                totals.add(value, batch_size(batch.inputs), self.objective.correct(outputs, batch.target))
         self.selected_on.merge(self.fabric)
         loss, accuracy = totals.means()
         if not math.isfinite(loss):
@@ -304,10 +306,8 @@ class TrainingLoop:
         self.model.load_state_dict(self.best["model"])
         return int(self.best["epoch"])
 
-    def _split(self, batch: Any) -> tuple[Inputs, Tensor]:
-        inputs, target = split_batch(batch, self._target_key)
-        assert target is not None  # noqa: S101 - split_batch refuses it, said for the type checker
-        return inputs, target
+    def _split(self, batch: Any) -> Batch:
+        return training_batch(batch, self._target_key, self._weight_key)
 
     def _outputs(self, inputs: Inputs) -> Tensor:
         return output_tensor(call_model(self.module, to_device(inputs, self.fabric.device)), self._output)

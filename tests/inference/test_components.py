@@ -9,12 +9,12 @@ from scipy.optimize import minimize
 from torch import nn
 
 from core_models import classification, conv_net, loader, mlp
+from stfbnn.conversion import bayesianize
 from stfbnn.inference.components.scoring import disagreement, distance, training_nll
 from stfbnn.inference.components.start import perturbed, reinitialized, start_vector
 from stfbnn.inference.components.weights import stack, weigh_by_free_energy, weigh_by_held_out, weigh_equally
 from stfbnn.inference.maximum_a_posteriori import adam_rate
 from stfbnn.likelihood import Categorical, Gaussian
-from stfbnn.network import bayesianize
 from stfbnn.posterior import MeanFieldPosterior, Mixture, ParameterLayout
 from stfbnn.prediction import predict
 from stfbnn.randomness import generator

@@ -12,12 +12,13 @@ from rich.console import Console
 from torch import nn
 
 from core_models import classification, loader, mlp, trained
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError, NotFittedError
 from stfbnn.inference.diagnostics import Finding, diagnose, findings_table
 from stfbnn.inference.fit import fit
 from stfbnn.inference.history import FitRun
 from stfbnn.inference.variational_newton import VariationalNewton
-from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import MeanField, Mixture
 from stfbnn.prior import Normal
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core_models import loader, mlp
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.inference import engines
 from stfbnn.inference.engine import Engine, cosine_decay
@@ -15,7 +16,6 @@ from stfbnn.inference.fit import fit
 from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.inference.survey import survey
 from stfbnn.likelihood import Categorical, Gaussian
-from stfbnn.network import bayesianize
 from stfbnn.posterior import MeanField, Mixture, ParameterLayout, Posterior
 from stfbnn.prior import GaussianPrior
 from stfbnn.progress import progress_bar

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.inference.estimators import (
     Estimator,
@@ -21,7 +22,7 @@ from stfbnn.inference.estimators import (
 from stfbnn.inference.fit import fit
 from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.likelihood import Categorical, Gaussian
-from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.network import BayesianNetwork
 
 NOISE = 0.5
 IMAGES = torch.randn(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))

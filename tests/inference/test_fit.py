@@ -13,11 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from core_models import classification, conv_net, loader, mlp, trained
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import CheckpointError, InputError, ModelChangedError
 from stfbnn.inference.fit import fit
 from stfbnn.inference.options import DEFAULT_TEMPERATURE
 from stfbnn.likelihood import Gaussian
-from stfbnn.network import bayesianize
 from stfbnn.prediction import predict
 
 ENGINES = ["natural-gradient", "bayes-by-backprop"]
@@ -243,10 +243,28 @@ def test_bad_arguments_are_refused_at_once(options: dict[str, object], message: 
         fit(bayesianize(mlp(), x[:2]), loader(x, y), **options)  # type: ignore[arg-type]
 
 
-def test_temperatures_must_fall() -> None:
+def test_temperatures_are_tried_from_high_to_low_and_once() -> None:
     x, y = classification()
-    with pytest.raises(InputError, match="fall"):
-        fit(bayesianize(mlp(), x[:2]), loader(x[:99], y[:99]), val_loader=loader(x[99:], y[99:]), temperatures=[0.1, 1])
+    halves = loader(x[:99], y[:99]), loader(x[99:], y[99:])
+    run = fit(bayesianize(mlp(), x[:2]), halves[0], val_loader=halves[1], temperatures=[0.3, 0.1, 1], epochs=1)
+    assert [trial.temperature for trial in run.trials] == [1.0, 0.3, 0.1]
+    with pytest.raises(InputError, match="different numbers"):
+        fit(bayesianize(mlp(), x[:2]), halves[0], val_loader=halves[1], temperatures=[0.1, 0.1])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_temperature_comes_to_does_not_depend_on_the_others(engine: str) -> None:
+    x, y = classification(200)
+    batches, held = loader(x, y, shuffle=False), loader(*classification(100, seed=1))
+    model = trained(mlp(), x, y, 50)
+    alone, among = bayesianize(model, x[:2]), bayesianize(model, x[:2])
+    options = {"epochs": 2, "engine": engine, "val_loader": held}
+    first = fit(alone, batches, temperatures=[0.1], **options)
+    both = fit(among, batches, temperatures=[1.0, 0.1], **options)
+    assert both.trials[1] == first.trials[0]
+    assert [r.free_energy for r in both.history if r.temperature == 0.1] == [r.free_energy for r in first.history]
+    again = fit(alone, batches, temperatures=[1.0], **options)
+    assert again.trials[0] == both.trials[0]
 
 
 def test_bad_data_are_refused() -> None:
@@ -285,7 +303,7 @@ SCRIPT = """
 import os, signal, sys, torch
 from core_models import classification, loader, mlp, trained
 from stfbnn.inference.fit import fit
-from stfbnn.network import bayesianize
+from stfbnn.conversion import bayesianize
 torch.set_num_threads(1)
 engine, checkpoint, out, kill_at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 x, y = classification(120)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset
 
 from core_models import classification, loader, mlp, trained
+from stfbnn.conversion import bayesianize
 from stfbnn.draws import Draws
 from stfbnn.errors import CheckpointError, InputError
 from stfbnn.inference.fit import fit
 from stfbnn.inference.loaders import count_examples, shared_examples
 from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.likelihood import Categorical, Gaussian
-from stfbnn.network import bayesianize
 from stfbnn.prediction import predict
 from stfbnn.prior import Normal
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from core_models import classification, conv_net, loader, mlp, trained
 from stfbnn.artifact import load, save
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError, ModelChangedError
 from stfbnn.inference import hmc
 from stfbnn.inference.hmc import HMCRun, sample_hmc
 from stfbnn.likelihood import Categorical, Gaussian
-from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import SampledPosterior, Samples
 from stfbnn.prediction import predict
 

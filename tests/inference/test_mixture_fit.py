@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from core_models import classification, conv_net, loader, mlp, trained
 from stfbnn.artifact import load, save
+from stfbnn.conversion import bayesianize
 from stfbnn.draws import deal
 from stfbnn.errors import CheckpointError, InputError
 from stfbnn.inference.fit import fit
 from stfbnn.inference.history import FitRun
-from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import MeanField, Mixture, MixturePosterior
 from stfbnn.prediction import predict
 from stfbnn.randomness import generator

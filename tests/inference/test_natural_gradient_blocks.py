@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from core_models import conv_net, loader
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.inference.engines import build_engine
 from stfbnn.inference.estimators import Estimate, Estimator, Minibatch, Sampler, SharedSample
 from stfbnn.inference.fit import fit
 from stfbnn.inference.precision import BlockPrecision
 from stfbnn.likelihood import Gaussian
-from stfbnn.network import bayesianize
 from stfbnn.posterior import ParameterLayout
 from stfbnn.posterior.filterwise import Filterwise
 from stfbnn.posterior.full import Full

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from core_models import classification, loader, mlp, trained
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.inference.suggest_prior import MULTIPLES, PriorSuggestion, suggest_prior
 from stfbnn.likelihood import Gaussian
-from stfbnn.network import bayesianize
 from stfbnn.posterior import Mixture
 from stfbnn.prior import Normal
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from core_models import classification, conv_net, mlp
 from stfbnn.artifact import load, save
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import ArtifactError, InputError
 from stfbnn.inference.fit import fit
-from stfbnn.network import bayesianize
 from stfbnn.posterior import _FAMILIES as FAMILIES
 from stfbnn.posterior import (
     Filterwise,
@@ -67,10 +67,17 @@ def test_a_file_of_another_rank_builds_that_rank(tmp_path: Path) -> None:
     assert load(save(bnn, tmp_path / "posterior"), model).posterior.config() == {"rank": 3}
 
 
-def test_transposed_convolutions_have_no_filterwise_posterior() -> None:
-    model = nn.Sequential(nn.ConvTranspose1d(2, 3, 3), nn.Flatten(), nn.Linear(24, 2))
-    x = torch.randn(4, 2, 6)
-    with pytest.raises(InputError, match=r"weight \(2, 3, 3\), bias \(3,\)"):
+def test_layers_without_common_output_units_have_no_filterwise_posterior() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.mix(x, x, x)[0].flatten(1))
+
+    model, x = Attention(), torch.randn(4, 2, 4)
+    with pytest.raises(InputError, match=r"in_proj_weight \(12, 4\).*out_proj.weight \(4, 4\)"):
         bayesianize(model, x, posterior="filterwise")
     assert bayesianize(model, x, posterior="low-rank").posterior.family == "low-rank"
 

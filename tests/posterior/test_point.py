@@ -8,9 +8,9 @@ from torch import nn
 
 from core_models import classification, loader, mlp, trained
 from stfbnn.artifact import load, save
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.inference.fit import fit
-from stfbnn.network import bayesianize
 from stfbnn.posterior import ParameterLayout, PointMass, PointMassPosterior
 from stfbnn.prediction import predict
 from stfbnn.prior import GaussianPrior

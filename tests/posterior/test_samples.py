@@ -10,10 +10,11 @@ from torch import Tensor
 
 from core_models import classification, mlp
 from stfbnn.artifact import load, save
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.inference.fit import fit
 from stfbnn.likelihood import Categorical
-from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import ParameterLayout, SampledPosterior, Samples, resolve_family
 from stfbnn.prediction import predict
 from stfbnn.prior import GaussianPrior

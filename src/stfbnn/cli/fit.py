@@ -155,10 +155,10 @@ def fit(
     from stfbnn.artifact import save  # noqa: PLC0415 - it imports torch, which takes seconds
     from stfbnn.artifact_files import check_target  # noqa: PLC0415
     from stfbnn.cli import sources, stage_two  # noqa: PLC0415
+    from stfbnn.conversion import bayesianize, parameter_counts  # noqa: PLC0415
     from stfbnn.files import write_json  # noqa: PLC0415
     from stfbnn.inference.diagnostics import diagnose, findings_table  # noqa: PLC0415
     from stfbnn.inference.fit import fit as run_inference  # noqa: PLC0415
-    from stfbnn.network import bayesianize, parameter_counts  # noqa: PLC0415
     from stfbnn.posterior import build_family  # noqa: PLC0415
 
     out = Output(as_json)

@@ -10,6 +10,7 @@ from stfbnn.evaluation.calibration import (
     classwise_ece,
     ece,
     nll,
+    per_position,
     reliability_curve,
 )
 from stfbnn.evaluation.ood import OODMetrics, aupr, auroc, fpr_at_tpr, ood_metrics
@@ -42,6 +43,7 @@ __all__ = [
     "mean_log_density",
     "nll",
     "ood_metrics",
+    "per_position",
     "regression_metrics",
     "reliability_curve",
     "rmse",

@@ -1,5 +1,7 @@
 """Do predicted probabilities mean what they say? Accuracy, proper scores and calibration errors of a classifier.
 
+For dense predictions, every position that is not left out is one example: `per_position` makes them so.
+
 Binning is done here and not by torchmetrics: its bins give a confidence of exactly 1, which overconfident networks
 have often, a bin of its own. Where no confidence is exactly 1 the two agree.
 """
@@ -95,6 +97,35 @@ def classification_metrics(probs: ArrayLike, log_probs: ArrayLike, targets: Arra
         adaptive_ece=adaptive_ece(probabilities, labels),
         classwise_ece=classwise_ece(probabilities, labels),
     )
+
+
+def per_position(values: Tensor, targets: Tensor, ignore_index: int | None = None) -> tuple[Tensor, Tensor]:
+    """Dense predictions as one row a position, without those that are left out: what the figures here take.
+
+    Args:
+        values: Probabilities or their logarithms, (N, K, …).
+        targets: Class indices, (N, …).
+        ignore_index: The target that marks positions to leave out; None for none.
+
+    Returns:
+        The M positions' values, (M, K), and targets, (M,), on the CPU, in the order of ``targets.flatten()``.
+
+    Raises:
+        InputError: The shapes do not agree, or all positions are left out.
+    """
+    expected = (*values.shape[:1], *values.shape[2:])
+    if values.ndim < 2 or tuple(targets.shape) != expected:
+        raise InputError(
+            f"for predictions of shape {tuple(values.shape)}, classes at dimension 1, targets must have the shape {expected}, "
+            f"but theirs is {tuple(targets.shape)}"
+        )
+    rows, labels = values.detach().cpu().movedim(1, -1).flatten(0, -2), targets.detach().cpu().flatten()
+    if ignore_index is None:
+        return rows, labels
+    counted = labels != ignore_index
+    if not bool(counted.any()):
+        raise InputError(f"all targets are ignore_index={ignore_index}: there is nothing to evaluate")
+    return rows[counted], labels[counted]
 
 
 def accuracy(probs: ArrayLike, targets: ArrayLike) -> float:

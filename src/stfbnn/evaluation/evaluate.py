@@ -10,9 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from stfbnn.baselines.temperature_scaling import fit_temperature
-from stfbnn.batches import OutputFunction, call_model, module_device, output_tensor, split_batch, to_device
+from stfbnn.batches import (
+    TARGET_KEY,
+    OutputFunction,
+    call_model,
+    join_rows,
+    module_device,
+    output_tensor,
+    split_batch,
+    to_device,
+)
 from stfbnn.errors import InputError
-from stfbnn.evaluation.calibration import ClassificationMetrics, classification_metrics
+from stfbnn.evaluation.calibration import ClassificationMetrics, classification_metrics, per_position
 from stfbnn.evaluation.ood import auroc, fpr_at_tpr
 from stfbnn.evaluation.regression import RegressionMetrics, regression_metrics
 from stfbnn.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
@@ -36,8 +45,9 @@ def evaluate(prediction: Prediction, targets: Tensor) -> ClassificationMetrics |
 
     Args:
         prediction: Of N examples; where an example has several positions (N, K, …) or several 0-or-1 labels, each counts as
-            one. Coverage and ranked probability score of counts are those of a Gaussian of the same mean and standard
-            deviation, as for all numbers: rough where counts are small.
+            one, and positions whose target is the prediction's ``ignore_index`` are left out. Coverage and ranked probability
+            score of counts are those of a Gaussian of the same mean and standard deviation, as for all numbers: rough where
+            counts are small.
         targets: Class indices (N, …), labels of the shape of the prediction's probabilities, or numbers of the shape of its
             mean (a dimension of 1 apart).
 
@@ -45,8 +55,8 @@ def evaluate(prediction: Prediction, targets: Tensor) -> ClassificationMetrics |
         InputError: Shapes or values are wrong, or nobody knows figures for such a prediction.
     """
     if isinstance(prediction, CategoricalPrediction):
-        log_probs = prediction.log_probs.movedim(1, -1).flatten(0, -2)
-        return classification_metrics(log_probs.exp(), log_probs, targets.flatten())
+        log_probs, labels = per_position(prediction.log_probs, targets, prediction.ignore_index)
+        return classification_metrics(log_probs.exp(), log_probs, labels)
     if isinstance(prediction, BernoulliPrediction):
         # Refuses targets that do not fit.
         prediction.log_density(targets)
@@ -61,21 +71,21 @@ def evaluate(prediction: Prediction, targets: Tensor) -> ClassificationMetrics |
     )
 
 
-def targets_of(loader: Iterable[Any], target_key: str = "labels") -> Tensor:
+def targets_of(loader: Iterable[Any], target_key: str = TARGET_KEY) -> Tensor:
     """The targets of all batches of a loader, in order.
 
     Raises:
-        InputError: The loader is empty or a batch has no target.
+        InputError: The loader is empty, a batch has no target, or their shapes do not agree.
     """
     parts = [target for batch in loader if (target := split_batch(batch, target_key)[1]) is not None]
     if not parts:
         raise InputError("the loader gave no batch: there is nothing to evaluate on")
-    return torch.cat(parts).cpu()
+    return join_rows(parts, "the batches' targets").cpu()
 
 
 @torch.no_grad()
 def network_outputs(
-    model: nn.Module, data: Any, output: OutputFunction | None = None, target_key: str = "labels"
+    model: nn.Module, data: Any, output: OutputFunction | None = None, target_key: str = TARGET_KEY
 ) -> Tensor:
     """Run an ordinary network, in evaluation mode, over inputs or a loader.
 
@@ -102,7 +112,7 @@ def network_outputs(
             module.training = mode
     if not parts:
         raise InputError("the loader gave no batch: there is nothing to predict")
-    return torch.cat(parts)
+    return join_rows(parts, "the network's outputs")
 
 
 def point_prediction(outputs: Tensor, likelihood: Likelihood, temperature: float = 1.0) -> Prediction:
@@ -177,8 +187,7 @@ def contenders(
         yield Contender(TRAINED, trained)
         if held_out is not None and isinstance(likelihood, Categorical | Bernoulli):
             outputs = network_outputs(model, held_out, bnn.output)
-            logits = _class_logits(likelihood, outputs.double())
-            tau = fit_temperature(logits, targets_of(held_out).flatten().long())
+            tau = fit_temperature(*_class_logits(likelihood, outputs.double(), targets_of(held_out)))
             yield Contender(SCALED, lambda data: trained(data, temperature=tau), f"τ = {tau:.3f} from held-out data")
     yield Contender(BAYESIAN, lambda data: predict(bnn, data, samples=samples, seed=seed, progress=progress))
 
@@ -247,12 +256,12 @@ def side_by_side(
     return SideBySide(targets, predictions, metrics, strange, notes)
 
 
-def _class_logits(likelihood: Categorical | Bernoulli, outputs: Tensor) -> Tensor:
-    """One row of logits for each position or label; those of a label that is 0 or 1 are 0 and the logit."""
+def _class_logits(likelihood: Categorical | Bernoulli, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """One row of logits, and its class, for each position that counts or label; of a label that is 0 or 1, 0 and the logit."""
     if isinstance(likelihood, Bernoulli):
         logits = likelihood.logits(outputs).flatten()
-        return torch.stack([torch.zeros_like(logits), logits], dim=1)
-    return likelihood.log_probs(outputs).movedim(1, -1).flatten(0, -2)
+        return torch.stack([torch.zeros_like(logits), logits], dim=1), targets.flatten().long()
+    return per_position(likelihood.log_probs(outputs), targets, likelihood.ignore_index)
 
 
 def _out_of_distribution(inside: Prediction, outside: Prediction) -> OutOfDistribution:

@@ -27,9 +27,8 @@ class BayesByBackprop(Engine):
         prior: The Gaussian prior.
         num_examples: N.
         estimator: Of E_q[NLL] and its gradient.
-        curvature: Diagonal of the Gauss–Newton matrix h₀ per example at the start, (d,): at the first temperature the
-            posterior starts with the widths 1/√(λ(h₀ + δ)), λ = N/T, δ the prior's precision over λ; None leaves them as the
-            recipe made them.
+        curvature: Diagonal of the Gauss–Newton matrix h₀ per example at the start, (d,): the posterior starts with the widths
+            1/√(λ(h₀ + δ)), λ = N/T, δ the prior's precision over λ; None leaves them as the recipe made them.
         learning_rate: Adam's, at the start.
     """
 
@@ -55,12 +54,11 @@ class BayesByBackprop(Engine):
         self._adam = torch.optim.Adam(posterior.parameters(), lr=learning_rate)
 
     def begin(self, temperature: float, total_steps: int) -> None:
-        """Start the schedule anew; the first time, from the widths that the curvature gives."""
+        """Start the schedule anew, from the widths that the curvature gives."""
         super().begin(temperature, total_steps)
         if self._curvature is not None:
             effective = self.num_examples / temperature
             self.posterior.set_std((effective * self._curvature + self.prior.std.square().reciprocal()).rsqrt())
-            self._curvature = None
 
     def step(self, minibatch: Minibatch, generator: torch.Generator) -> float:
         """One Adam step on the minibatch's free energy."""
@@ -83,11 +81,11 @@ class BayesByBackprop(Engine):
         return found.nll
 
     def state(self) -> dict[str, Any]:
-        """Adam's state and the step."""
-        return {"adam": self._adam.state_dict(), "step_count": self.step_count}
+        """Adam's state, the step, and the curvature at the start."""
+        return {"adam": self._adam.state_dict(), "step_count": self.step_count, "curvature": self._curvature}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back Adam's state and the step; the widths are the posterior's own."""
-        self._curvature = None
+        """Take back Adam's state, the step, and the curvature; the widths are the posterior's own."""
+        self._curvature = state["curvature"]
         self._adam.load_state_dict(state["adam"])
         self.step_count = int(state["step_count"])

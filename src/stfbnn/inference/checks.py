@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from stfbnn.errors import InputError
 
@@ -27,3 +30,21 @@ def require_count(**settings: int) -> None:
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a positive integer, but it is {value!r}")
+
+
+def require_options(what: str, function: Callable[..., Any], options: Iterable[str], own: Iterable[str] = ()) -> None:
+    """Refuse keyword arguments that a function does not take, or that are not the user's to give.
+
+    Args:
+        what: The function's name, for the message.
+        function: It.
+        options: Names of the arguments.
+        own: Those that the caller gives itself.
+
+    Raises:
+        InputError: One is not known.
+    """
+    known = set(inspect.signature(function).parameters) - set(own)
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise InputError(f"{what} takes no {', '.join(unknown)} here; it takes {', '.join(sorted(known))}")

@@ -198,7 +198,7 @@ def _choices(run: FitRun) -> Iterator[Finding]:
             "the trained network, perhaps with temperature scaling, is the better choice",
         )
     tried = [trial.temperature for trial in run.trials]
-    if len(tried) > 1 and run.temperature == tried[-1]:
+    if len(tried) > 1 and run.temperature == min(tried):
         yield Finding(
             "temperature-at-edge",
             "note",
@@ -206,7 +206,7 @@ def _choices(run: FitRun) -> Iterator[Finding]:
             "try lower ones with temperatures=; make sure that no stage has seen the held-out data, for on seen data the "
             "lowest always wins",
         )
-    if len(tried) > 1 and run.temperature == tried[0] < 1:
+    if len(tried) > 1 and run.temperature == max(tried) < 1:
         yield Finding(
             "temperature-at-edge",
             "note",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from stfbnn.batches import TARGET_KEY, WEIGHT_KEY
 from stfbnn.errors import InputError
 from stfbnn.inference.checks import require_count
 from stfbnn.inference.engines import check_engine, resolve_engine
@@ -47,7 +48,8 @@ def fit(
     patience: int = 3,
     val_samples: int = 32,
     max_seen_share: float = 0.02,
-    target_key: str = "labels",
+    target_key: str = TARGET_KEY,
+    weight_key: str = WEIGHT_KEY,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = True,
     precision: Precision | None = None,
@@ -55,13 +57,19 @@ def fit(
 ) -> FitRun:
     """Infer the posterior of the first layer, in place, starting from the trained weights.
 
-    Minimises F(q) = E_q[−log p(y|x,w)] + (T/N) KL(q‖p) per example. Only the posterior changes (and, where they are learned,
-    the prior's scale and the noise of the likelihood). Everything random follows from ``seed``. A network that was fitted
-    before starts anew; if the run fails or is interrupted, the network is left as it was.
+    Minimises F(q) = (1/N) Σ_n a_n E_q[−log p(y_n|x_n,w)] + (T/N) KL(q‖p), with the examples' weights a_n, which are 1 where
+    none are given. Only the posterior changes (and, where they are learned, the prior's scale and the noise of the
+    likelihood). Everything random follows from ``seed``. A network that was fitted before starts anew; if the run fails or is
+    interrupted, the network is left as it was.
+
+    An example of weight 2 counts exactly as one that is there twice; N is the number of rows all the same, whatever the sum of
+    their weights. Weights reach the likelihood's noise where it is learned, and held-out scores are weighted means where
+    ``val_loader`` gives weights; predictions ignore them.
 
     Args:
         bnn: The network, from `bayesianize`.
-        train_loader: Batches (inputs, target), or mappings with ``target_key``; it is never split. It must end.
+        train_loader: Batches (inputs, target), three with the examples' weights (B,), finite, not negative and not all 0, or
+            mappings with ``target_key`` and perhaps ``weight_key``; it is never split. It must end.
         epochs: Passes over the data, for each temperature.
         engine: "natural-gradient" (mean-field, filterwise and full-covariance Gaussians), "bayes-by-backprop" (every family),
             or "laplace" (a Gaussian at the trained weights, without optimisation; one pass a temperature, whatever ``epochs``).
@@ -75,11 +83,12 @@ def fit(
             ("categorical", "bernoulli", "gaussian", "heteroscedastic", "poisson"), or an object.
         seed: A non-negative integer.
         val_loader: Held-out data that NO stage has seen, for choosing T and τ and for stopping early.
-        num_examples: N; None takes the size of the loader's data set.
+        num_examples: N, rows, by which the mean over a minibatch's rows is multiplied; None takes the size of the loader's data
+            set.
         temperature: T; "held-out" tries ``temperatures`` and keeps the one with the lowest held-out NLL. None means
             "held-out" with a ``val_loader``, else 0.1 with a warning.
-        temperatures: What is tried, from high to low, each warm-started from the one before, until the score got
-            worse twice in a row.
+        temperatures: What is tried, from high to low, each from the trained weights, until the score got worse twice in a
+            row.
         predictive_temperature: τ, by which every draw's logits are divided in predictions; "held-out" chooses it.
         early_stop: End a stage when the held-out NLL, or the held-out free energy (held-out NLL + (T/N) KL), has not
             improved for ``patience`` epochs, and take back the best epoch; None runs every stage to its end.
@@ -88,6 +97,7 @@ def fit(
         max_seen_share: The largest share of the held-out examples that may equal examples which a stage saw: real data have
             duplicates. Any at all are a warning, more than these are refused.
         target_key: The target's entry in mappings.
+        weight_key: The weights' entry in mappings, likewise removed before the model is called.
         checkpoint: A file to which the state is written after every epoch.
         resume: Go on from ``checkpoint`` if it is there: the result is that of a run that was never stopped.
         precision: "bf16-mixed" runs the network's forward passes under autocast to bfloat16, "32-true" does not; None takes
@@ -122,7 +132,7 @@ def fit(
     check_held_out_options(predictive_temperature, early_stop, max_seen_share, val_loader is not None)
     bnn.check_unchanged()
     with bnn.computing_in(precision):
-        run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress)
+        run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress, weight_key)
         if predictive_temperature != 1 and not run.likelihood.has_logits:
             raise InputError("a predictive temperature belongs to a classification; leave predictive_temperature at 1")
         engine = resolve_engine(engine, parts[0])

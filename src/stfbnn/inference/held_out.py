@@ -11,14 +11,14 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from stfbnn.batches import rechunk, require_finite, to_device
+from stfbnn.batches import WEIGHT_KEY, join_targets, rechunk, require_finite, to_device
 from stfbnn.draws import Draws, chunk_rows
 from stfbnn.errors import InputError
-from stfbnn.inference.survey import checked_batch
+from stfbnn.inference.survey import checked_batch, counted_labels, require_weight
 from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork, Weights
 from stfbnn.predictive import Prediction
-from stfbnn.predictive.weighting import log_average
+from stfbnn.predictive.weighting import log_average, mean_over_examples
 from stfbnn.provenance import Provenance, ProvenanceRecorder, overlap
 
 # τ is searched between these.
@@ -37,9 +37,15 @@ class HeldOut:
         target_key: The target's entry in mappings.
         samples: Draws for a score.
         seed: Of the draws; the same for every score, so that scores differ by the posterior alone.
+        weight_key: The weights' entry in mappings.
+
+    Attributes:
+        provenance: The examples.
+        weights: What each example counts in scores, (N,), in float64; None where all count the same.
+        counted: Whether each label counts, in the targets' shape; None where all do.
 
     Raises:
-        InputError: The loader is empty, or a batch does not fit the likelihood.
+        InputError: The loader is empty, a batch does not fit the likelihood, or nothing in it counts.
     """
 
     def __init__(
@@ -50,19 +56,22 @@ class HeldOut:
         target_key: str,
         samples: int,
         seed: int,
+        weight_key: str = WEIGHT_KEY,
     ) -> None:
         recorder = ProvenanceRecorder()
-        batches, targets = [], []
-        for batch in loader:
-            inputs, target = checked_batch(batch, target_key)
-            recorder.add(inputs)
-            batches.append(inputs)
-            targets.append(target)
+        batches = []
+        for given in loader:
+            batch = checked_batch(given, target_key, weight_key)
+            recorder.add(batch.inputs)
+            batches.append(batch)
         if not batches:
             raise InputError("val_loader gave no batch: it is empty")
         self.provenance = recorder.finish()
-        self._chunks = list(rechunk(batches, chunk_rows(batches[0], bnn.device)))
-        self._targets = torch.cat(targets).cpu()
+        inputs = [batch.inputs for batch in batches]
+        self._chunks = list(rechunk(inputs, chunk_rows(inputs[0], bnn.device)))
+        targets, weights = join_targets(batches)
+        self._targets = targets.cpu()
+        self.weights = None if weights is None else weights.cpu().double()
         self._bnn, self._samples, self._seed = bnn, samples, seed
         # Replaced when a snapshot of the run is taken back.
         self.likelihood = likelihood
@@ -71,6 +80,9 @@ class HeldOut:
         likelihood.check(first.cpu(), self._targets[: len(first)])
         likelihood.check_targets(first, self._targets)
         require_finite(self._targets, "the held-out targets")
+        self.counted = counted_labels(likelihood, self._targets)
+        labels = self._targets.numel() if self.counted is None else int(self.counted.sum())
+        require_weight(1.0 if self.weights is None else float(self.weights.sum()), labels, "val_loader")
 
     def refuse_seen(self, seen: Provenance, where: str, most: float) -> None:
         """Refuse to be held out if training saw these examples; warn of a few, which may be chance duplicates.
@@ -98,8 +110,12 @@ class HeldOut:
             )
 
     def nll(self, predictive_temperature: float = 1.0, weights: Weights = "sample") -> float:
-        """Mean negative log density of the averaged predictive, or of that at the mean, nats per example."""
-        return -float(self.log_density(self.predict(predictive_temperature, weights)).mean())
+        """Mean negative log density of the averaged predictive, or of that at the mean, nats per example.
+
+        The mean is weighted where the examples have weights; weights of classes are not in it.
+        """
+        log_density = self.log_density(self.predict(predictive_temperature, weights))
+        return -float(mean_over_examples(log_density, self.weights))
 
     def predict(
         self, predictive_temperature: float = 1.0, weights: Weights = "sample", share: float = 1.0
@@ -129,11 +145,11 @@ class HeldOut:
             InputError: The likelihood has no logits.
         """
         likelihood, (logits, shares, count) = self.likelihood, self._logits()
-        targets = self._targets[:count]
+        targets, counts = self._targets[:count], self._label_counts(count)
 
         def loss(tau: float) -> float:
             each = torch.stack([likelihood.label_log_probs(draw.double(), targets, tau) for draw in logits])
-            return -float(log_average(each, shares).mean())
+            return -float(mean_over_examples(log_average(each, shares).flatten(), counts))
 
         low, high = TAU_RANGE
         found = minimize_scalar(
@@ -144,8 +160,19 @@ class HeldOut:
         )
         tau = math.exp(found.x)
         # The draws are the same, so where every row is here and has one label, the score is known already.
-        known = count == len(self._targets) and targets.dim() == 1
+        known = count == len(self._targets) and targets.dim() == 1 and self.counted is None
         return tau, loss(tau) if known else self.nll(tau)
+
+    def _label_counts(self, count: int) -> Tensor | None:
+        """What each label of the first ``count`` examples counts, one after another; None where all count the same."""
+        if self.counted is None and self.weights is None:
+            return None
+        shape = self._targets[:count].shape
+        labels = torch.ones(shape, dtype=torch.float64) if self.counted is None else self.counted[:count].double()
+        if self.weights is not None:
+            labels = labels * self.weights[:count].reshape(-1, *[1] * (len(shape) - 1))
+        # Where nothing counts in the rows that are kept, all labels do.
+        return labels.flatten() if bool((labels > 0).any()) else None
 
     def _logits(self) -> tuple[list[Tensor], Tensor | None, int]:
         draws = Draws(self._bnn, self._samples, self._seed)

@@ -18,12 +18,12 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from stfbnn.batches import Inputs, concatenate, to_device
+from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, Batch, Inputs, concatenate, join_targets
 from stfbnn.errors import InputError
 from stfbnn.inference.checks import require_count, require_positive
 from stfbnn.inference.loaders import count_examples
 from stfbnn.inference.minibatch import chunks
-from stfbnn.inference.survey import checked_batch
+from stfbnn.inference.survey import checked_batch, counted_labels, require_weight
 from stfbnn.likelihood import Likelihood, LikelihoodLike, resolve_likelihood
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import SampledPosterior, Samples
@@ -120,12 +120,14 @@ def sample_hmc(
     dense_mass: bool = False,
     target_accept: float = 0.8,
     max_tree_depth: int = 10,
-    target_key: str = "labels",
+    target_key: str = TARGET_KEY,
+    weight_key: str = WEIGHT_KEY,
     progress: bool | None = None,
 ) -> HMCRun:
     """Sample the exact posterior of the first layer, and make the samples the network's posterior.
 
-    The energy is U(w) = −(1/T) Σ_n log p(y_n|x_n,w) − log p(w), with the trunk frozen and all data in memory. Chains start at
+    The energy is U(w) = −(1/T) Σ_n a_n log p(y_n|x_n,w) − log p(w), a_n being the examples' weights (1 where none are given),
+    with the trunk frozen and all data in memory. Chains start at
     draws of the prior, so that agreement means something, and run one after another in double precision on the CPU, the
     network on its own device. The prior's scale stays as it is, also where it is to be learned. A noise that the likelihood
     would learn stays as it is, or, where it is unknown, at its estimate from the trained network's residuals. If the run fails
@@ -133,7 +135,8 @@ def sample_hmc(
 
     Args:
         bnn: The network, from `bayesianize`; the family of its posterior does not matter.
-        train_loader: Batches (inputs, target), or mappings with ``target_key``; read once, and kept as they were then.
+        train_loader: Batches (inputs, target) or (inputs, target, weight), or mappings with ``target_key``; read once, and kept
+            as they were then.
         samples: Draws to keep of each chain.
         warmup: Draws before those, which tune the step and the mass matrix.
         chains: How many, at least 2: one alone cannot show whether it has converged.
@@ -141,13 +144,15 @@ def sample_hmc(
             for the noise that `fit` learned.
         temperature: T; 1 is Bayes.
         seed: A non-negative integer, from which everything random follows.
-        num_examples: N, by which the mean log-likelihood is multiplied; None takes the size of the loader's data set.
+        num_examples: N, by which the mean over rows of the (weighted) log-likelihood is multiplied; None takes the size of the
+            loader's data set.
         max_parameters: Larger layers are refused: chains would not converge in reasonable time.
         dense_mass: Tune a whole mass matrix, not its diagonal: for strongly correlated weights, with a warm-up of several times
             their number.
         target_accept: Mean acceptance probability that the step is tuned for; a higher one means smaller steps.
         max_tree_depth: At most 2^depth − 1 steps for one draw.
         target_key: The target's entry in mappings.
+        weight_key: The examples' weights' entry in mappings, where they have any.
         progress: Show a progress bar; None shows it on a terminal.
 
     Returns:
@@ -183,11 +188,10 @@ def sample_hmc(
     bnn.check_unchanged()
     started = time.perf_counter()
     with seeded(seed, "data"):
-        inputs, target = _read(train_loader, target_key)
-    chosen = resolve_likelihood(likelihood, target).to(bnn.device)
-    energy = _Energy(
-        bnn, chosen, inputs, target, num_examples or count_examples(train_loader, len(target)), temperature
-    )
+        data = _read(train_loader, target_key, weight_key)
+    chosen = resolve_likelihood(likelihood, data.target).to(bnn.device)
+    size_of_data = num_examples or count_examples(train_loader, len(data))
+    energy = _Energy(bnn, chosen, data.inputs, data.target, size_of_data, temperature, data.weight)
 
     draws, acceptance, divergences, step_size = [], [], [], []
     with progress_bar("sample", chains * (warmup + samples), progress) as bar:
@@ -255,9 +259,10 @@ class _Energy:
         target: Tensor,
         num_examples: int,
         temperature: float,
+        weight: Tensor | None = None,
     ) -> None:
         self._bnn, self._likelihood = bnn, likelihood
-        self._chunks = chunks(to_device(inputs, bnn.device), target.to(bnn.device), bnn.device)
+        self._chunks = chunks(Batch(inputs, target, weight).to(bnn.device), bnn.device)
         self.num_examples = num_examples
         self._factor = num_examples / len(target) / temperature
         self._like = bnn.posterior.mean_vector().detach()
@@ -270,8 +275,9 @@ class _Energy:
         vector = weights.detach().to(self._like).requires_grad_()
         total, gradient = 0.0, torch.zeros_like(vector)
         with torch.enable_grad():
-            for inputs, target in self._chunks:
-                loss = -self._likelihood.log_prob(self._bnn.outputs(vector, inputs), target).sum()
+            for part in self._chunks:
+                outputs = self._bnn.outputs(vector, part.inputs)
+                loss = -part.weighted(self._likelihood.log_prob(outputs, part.target)).sum()
                 gradient += torch.autograd.grad(loss, vector)[0]
                 total += float(loss.detach())
         self.evaluations += 1
@@ -287,16 +293,20 @@ class _Energy:
         """Run all data once at the trained weights, and estimate a noise that is not known."""
         weights = self._bnn.trained_vector().to(self._like)
         unknown = any(bool(buffer.isnan().any()) for buffer in self._likelihood.buffers())
-        seen = 0
-        for inputs, target in self._chunks:
+        seen, labels = 0.0, 0
+        for part in self._chunks:
             try:
-                outputs = self._bnn.outputs(weights, inputs)
+                outputs = self._bnn.outputs(weights, part.inputs)
             except (RuntimeError, TypeError) as error:
                 raise InputError(f"the model does not run on the batches of train_loader: {error}") from error
-            self._likelihood.check(outputs, target)
-            seen += len(target)
-            if unknown:
-                self._likelihood.move(self._likelihood.estimate(outputs, target), len(target) / seen)
+            self._likelihood.check(outputs, part.target)
+            counted = counted_labels(self._likelihood, part.target)
+            labels += part.target.numel() if counted is None else int(counted.sum())
+            counts = part.total_weight
+            seen += counts
+            if unknown and counts > 0:
+                self._likelihood.move(self._likelihood.estimate(outputs, part.target, part.weight), counts / seen)
+        require_weight(seen, labels, "train_loader")
 
 
 def _libraries() -> tuple[Any, Any, Any]:
@@ -311,11 +321,11 @@ def _libraries() -> tuple[Any, Any, Any]:
     return MCMC, NUTS, array_stats
 
 
-def _read(loader: Iterable[Any], target_key: str) -> tuple[Inputs, Tensor]:
-    batches = [checked_batch(batch, target_key) for batch in loader]
+def _read(loader: Iterable[Any], target_key: str, weight_key: str) -> Batch:
+    batches = [checked_batch(batch, target_key, weight_key) for batch in loader]
     if not batches:
         raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
-    return concatenate([inputs for inputs, _ in batches]), torch.cat([target for _, target in batches])
+    return Batch(concatenate([batch.inputs for batch in batches]), *join_targets(batches))
 
 
 def _each(statistic: Any, draws: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stfbnn.batches import Inputs, batch_size, rechunk, rows
+from stfbnn.batches import Batch, Inputs, batch_size, rechunk
 from stfbnn.draws import chunk_rows
 from stfbnn.inference.estimators import LayerForward, outputs_of_each
 from stfbnn.likelihood import Likelihood
@@ -20,26 +20,36 @@ from stfbnn.network import BayesianNetwork
 _PER_EXAMPLE_BYTES = 2**27
 
 
-def chunks(inputs: Inputs, target: Tensor, device: torch.device) -> list[tuple[Inputs, Tensor]]:
+def chunks(batch: Batch, device: torch.device) -> list[Batch]:
     """Cut a minibatch into the chunks that are run at once on ``device``."""
-    parts = list(rechunk([inputs], chunk_rows(inputs, device)))
-    targets = torch.split(target, [batch_size(part) for part in parts])
-    return list(zip(parts, targets, strict=True))
+    parts = list(rechunk([batch.inputs], chunk_rows(batch.inputs, device)))
+    sizes = [batch_size(part) for part in parts]
+    targets = torch.split(batch.target, sizes)
+    weights = [None] * len(parts) if batch.weight is None else torch.split(batch.weight, sizes)
+    return [Batch(*part) for part in zip(parts, targets, weights, strict=True)]
 
 
 class MinibatchLoss:
-    """The mean over a minibatch of −log p(y | x, w), at any w; what the likelihood learns is kept fixed meanwhile.
+    """(1/B) Σ_n a_n (−log p(y_n | x_n, w)) over a minibatch, at any w; what the likelihood learns is kept fixed meanwhile.
+
+    The sum is divided by the number of examples, not by that of their weights a_n: it is an unbiased estimate of the same mean
+    over all N rows, in which an example of weight 2 counts as one that is there twice.
 
     Args:
         bnn: The network.
         likelihood: p(y | output).
         inputs: B examples, on the network's device.
         target: Their targets.
+        weight: What each example counts, (B,); None where all count 1.
     """
 
-    def __init__(self, bnn: BayesianNetwork, likelihood: Likelihood, inputs: Inputs, target: Tensor) -> None:
-        self._chunks = chunks(inputs, target, bnn.device)
+    def __init__(
+        self, bnn: BayesianNetwork, likelihood: Likelihood, inputs: Inputs, target: Tensor, weight: Tensor | None = None
+    ) -> None:
+        batch = Batch(inputs, target, weight)
+        self._chunks = chunks(batch, bnn.device)
         self._bnn, self._likelihood, self._size = bnn, likelihood, len(target)
+        self.total_weight = batch.total_weight
         self._estimate: Tensor | None = None
         self._calls = 0
 
@@ -58,8 +68,8 @@ class MinibatchLoss:
         """The loss in nats per example and its gradient (d,) at the weights ``vector`` (d,)."""
         weights = vector.detach().requires_grad_()
         sums = _Sums((weights,))
-        for inputs, target in self._chunks:
-            sums.add(self._loss(self._bnn.outputs(weights, inputs), target))
+        for chunk in self._chunks:
+            sums.add(self._loss(self._bnn.outputs(weights, chunk.inputs), chunk))
         self._calls += 1
         return sums.nll(), sums.gradients[0]
 
@@ -73,16 +83,15 @@ class MinibatchLoss:
         gradients = torch.empty_like(vectors)
         total, start = 0.0, 0
         step = max(1, _PER_EXAMPLE_BYTES // (vectors.shape[1] * vectors.element_size()))
-        for inputs, target in self._chunks:
-            for offset in range(0, len(target), step):
-                stop = min(len(target), offset + step)
+        for chunk in self._chunks:
+            for offset in range(0, len(chunk), step):
+                stop = min(len(chunk), offset + step)
                 weights = vectors[start + offset : start + stop].detach().requires_grad_()
-                sums = _Sums((weights,))
-                outputs = outputs_of_each(self._bnn, weights, rows(inputs, offset, stop))
-                sums.add(self._loss(outputs, target[offset:stop]))
+                sums, part = _Sums((weights,)), chunk.rows(offset, stop)
+                sums.add(self._loss(outputs_of_each(self._bnn, weights, part.inputs), part))
                 gradients[start + offset : start + stop] = sums.gradients[0]
                 total += sums.nll()
-            start += len(target)
+            start += len(chunk)
         self._calls += 1
         return total, gradients
 
@@ -90,11 +99,11 @@ class MinibatchLoss:
     def through_layer(self, forward: LayerForward, leaves: tuple[Tensor, ...]) -> tuple[float, tuple[Tensor, ...]]:
         """The loss, and its gradients by ``leaves``, with ``forward(start, stop)`` in place of the first layer's forward."""
         sums, start = _Sums(leaves), 0
-        for inputs, target in self._chunks:
-            stop = start + len(target)
+        for chunk in self._chunks:
+            stop = start + len(chunk)
             with self._bnn.layer_forward(forward(start, stop)):
-                outputs = self._bnn.run(self._bnn.network, inputs)
-            sums.add(self._loss(outputs, target))
+                outputs = self._bnn.run(self._bnn.network, chunk.inputs)
+            sums.add(self._loss(outputs, chunk))
             start = stop
         self._calls += 1
         return sums.nll(), tuple(sums.gradients)
@@ -104,13 +113,16 @@ class MinibatchLoss:
         if self._estimate is not None:
             self._likelihood.move(self._estimate / self._calls, min(1.0, weight))
 
-    def _loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, outputs: Tensor, part: Batch) -> Tensor:
         """These examples' share of the minibatch's loss."""
-        share = len(target) / self._size
-        estimate = self._likelihood.estimate(outputs.detach(), target)
-        if estimate is not None:
-            self._estimate = share * estimate + (0 if self._estimate is None else self._estimate)
-        return -self._likelihood.log_prob(outputs, target).mean() * share
+        counts = part.total_weight
+        if counts > 0:
+            estimate = self._likelihood.estimate(outputs.detach(), part.target, part.weight)
+            if estimate is not None:
+                share = counts / self.total_weight
+                self._estimate = share * estimate + (0 if self._estimate is None else self._estimate)
+        each = part.weighted(self._likelihood.log_prob(outputs, part.target))
+        return -each.mean() * (len(part) / self._size)
 
 
 class _Sums:

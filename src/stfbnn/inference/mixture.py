@@ -26,6 +26,7 @@ from stfbnn.inference.options import EarlyStop
 from stfbnn.inference.run import Run
 from stfbnn.posterior import Mixture, MixturePosterior, PointMassPosterior, Posterior, components_of
 from stfbnn.predictive import Prediction
+from stfbnn.predictive.weighting import mean_over_examples
 from stfbnn.randomness import derive_seed
 
 # Retraining takes about so many steps where the recipe does not say how many epochs.
@@ -125,7 +126,7 @@ class MixtureFit:
         if isinstance(posterior, PointMassPosterior):
             # The trained weights as they are.
             lead.save()
-            nll = training_nll(bnn, lead.loader, lead.likelihood, lead.target_key, 1, lead.seed)
+            nll = training_nll(bnn, lead.loader, lead.likelihood, lead.target_key, 1, lead.seed, lead.weight_key)
             penalty = -float(bnn.prior.log_prob(posterior.loc.detach())) * self._temperature / lead.num_examples
             return Component(0, "trained", posterior, (), (), nll, nll + penalty, 0.0, look)
         lead.infer(self._predictive_temperature, self._early_stop, self._patience)
@@ -209,9 +210,9 @@ class MixtureFit:
                 self._tau = held_out.best_predictive_temperature()
                 predictions, logs, choice = self._weigh_at(components, held_out)
                 self._install(components, choice)
-            scores = (-logs.mean(dim=1)).tolist()
+            scores = (-mean_over_examples(logs, held_out.weights)).tolist()
             mixed = (logs[choice.kept] + choice.weights[choice.kept].log().unsqueeze(1)).logsumexp(dim=0)
-            held_out_nll = -float(mixed.mean())
+            held_out_nll = -float(mean_over_examples(mixed, held_out.weights))
             if logs.shape[1] < _EXAMPLES_A_COMPONENT * len(components):
                 warnings.warn(
                     f"{logs.shape[1]} held-out examples are few for the weights of {len(components)} components: they are "
@@ -219,6 +220,7 @@ class MixtureFit:
                     f'out more, or take posterior=stfbnn.Mixture(…, weighting="equal")',
                     stacklevel=4,
                 )
+        counted = None if held_out is None else held_out.counted
         records = tuple(
             ComponentRecord(
                 number=one.number,
@@ -228,7 +230,7 @@ class MixtureFit:
                 nll=one.nll,
                 held_out_nll=scores[one.number],
                 distance=distance(one.posterior, components[0].posterior),
-                disagreement=disagreement(predictions[one.number], predictions[0]) if predictions else None,
+                disagreement=disagreement(predictions[one.number], predictions[0], counted) if predictions else None,
                 weight=float(choice.weights[one.number]),
                 reason=choice.reasons[one.number],
                 retraining_seconds=one.retraining_seconds,
@@ -245,9 +247,11 @@ class MixtureFit:
             self._bnn.posterior = one.posterior
             predictions.append(held_out.predict(self._tau, share=_SCORE_SHARE))
         logs = torch.stack([held_out.log_density(prediction) for prediction in predictions])
-        return predictions, logs, self._weigh(components, logs)
+        return predictions, logs, self._weigh(components, logs, held_out.weights)
 
-    def _weigh(self, components: list[Component], log_densities: Tensor | None) -> Choice:
+    def _weigh(
+        self, components: list[Component], log_densities: Tensor | None, example_weights: Tensor | None = None
+    ) -> Choice:
         recipe, lead = self._recipe, self._lead
         if recipe.weighting == "free-energy":
             return weigh_by_free_energy(
@@ -264,8 +268,9 @@ class MixtureFit:
             reached = torch.tensor([one.free_energy for one in components], dtype=torch.float64)
             return weigh_equally(reached, recipe.max_excess, "training objective")
         if recipe.weighting == "equal":
-            return weigh_equally(-log_densities.mean(dim=1), recipe.max_excess, "held-out NLL")
-        return weigh_by_held_out(log_densities, recipe.max_excess, recipe.min_weight)
+            scores = -mean_over_examples(log_densities, example_weights)
+            return weigh_equally(scores, recipe.max_excess, "held-out NLL")
+        return weigh_by_held_out(log_densities, recipe.max_excess, recipe.min_weight, example_weights)
 
     def _free_energies(self, components: list[Component]) -> Tensor:
         """F_k, for which the epochs' own averages are too stale: the weights are an exponential of N F_k."""
@@ -280,6 +285,7 @@ class MixtureFit:
                 lead.target_key,
                 _FREE_ENERGY_DRAWS,
                 derive_seed(lead.seed, "weights"),
+                lead.weight_key,
             )
             penalty = float(one.posterior.kl(bnn.prior).detach()) * self._temperature / lead.num_examples
             found.append(nll + penalty)

@@ -236,8 +236,9 @@ class BlockPrecision:
         return (self._effective * (scale @ (scale.mT @ blocks))).flatten()[self._place]
 
     def state(self) -> dict[str, Any]:
-        """S, what was averaged for its next move, and T and δ as they are."""
+        """S (H₀ before the start), what was averaged for its next move, and T and δ as they are."""
         return {
+            "curvature": self._curvature,
             "effective": self._effective,
             "delta": self.delta.clone(),
             "precision": self._precision.clone(),
@@ -249,7 +250,7 @@ class BlockPrecision:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back S; L comes back with the posterior."""
-        self._curvature = None
+        self._curvature = state["curvature"]
         self._precision, self._gradient, self._square = state["precision"], state["averaged"], state["square"]
         self._kept, self._count = float(state["kept"]), int(state["count"])
         self._effective, self.delta = float(state["effective"]), state["delta"]

@@ -12,25 +12,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stfbnn.batches import rows, to_device
+from stfbnn.batches import WEIGHT_KEY, Batch
 from stfbnn.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
-from stfbnn.draws import Draws
 from stfbnn.errors import InputError
 from stfbnn.inference.engines import ENGINES, blocks_of, build_engine, no_curvature
 from stfbnn.inference.estimators import Estimator
+from stfbnn.inference.first_look import first_look
 from stfbnn.inference.held_out import HeldOut
 from stfbnn.inference.history import ComponentRecord, FitRecord, FitRun, StageStart, TemperatureTrial
 from stfbnn.inference.loaders import (
     count_examples,
-    kept_generators,
     length,
     shared_examples,
 )
-from stfbnn.inference.minibatch import MinibatchLoss, chunks
+from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.inference.options import EarlyStop
 from stfbnn.inference.run_state import signature, state_of, take_state
 from stfbnn.inference.survey import checked_batch, survey
-from stfbnn.likelihood import Likelihood, LikelihoodLike, resolve_likelihood
+from stfbnn.likelihood import LikelihoodLike
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import Mixture, PointMassPosterior
 from stfbnn.progress import progress_bar
@@ -54,8 +53,10 @@ class Run:
         target_key: str,
         schedule: tuple[float, ...],
         progress: bool | None,
+        weight_key: str = WEIGHT_KEY,
     ) -> None:
-        self.bnn, self.loader, self.seed, self.target_key = bnn, loader, seed, target_key
+        self.bnn, self.loader, self.seed = bnn, loader, seed
+        self.target_key, self.weight_key = target_key, weight_key
         self.schedule, self.progress = schedule, progress
         self.held_out: HeldOut | None = None
         self.most_seen = 0.0
@@ -63,7 +64,7 @@ class Run:
         self.title = "infer"
         self.follows = False
         self._begin()
-        self.likelihood = self._first_look(likelihood)
+        self.likelihood, self.example = first_look(bnn, loader, likelihood, seed, target_key, weight_key)
         self.given_likelihood = self.likelihood.config()
 
     def _begin(self) -> None:
@@ -73,6 +74,7 @@ class Run:
         self.best: dict[str, Any] | None = None
         self.stage = self.epoch = self.waited = self.worse_stages = 0
         self.stage_best: dict[str, Any] | None = None
+        self.origin: dict[str, Any] | None = None
         self.seconds = 0.0
 
     def follower(self, seed: int, temperature: float, title: str) -> Run:
@@ -92,29 +94,14 @@ class Run:
         other._begin()
         return other
 
-    def _first_look(self, likelihood: LikelihoodLike) -> Likelihood:
-        # One batch is enough to find most mistakes, before anything long begins. The survey reads the loader anew.
-        with seeded(self.seed, "first-look"), kept_generators(self.loader):
-            batch = next(iter(self.loader), None)
-        if batch is None:
-            raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
-        inputs, target = checked_batch(batch, self.target_key)
-        chosen = resolve_likelihood(likelihood, target).to(self.bnn.device)
-        part, target = chunks(inputs, target, self.bnn.device)[0]
-        try:
-            outputs = next(Draws(self.bnn, 1, self.seed, "mean", "loop").outputs(to_device(part, self.bnn.device)))[0]
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"the model does not run on the first batch of train_loader: {error}") from error
-        chosen.check(outputs, target.to(self.bnn.device))
-        self.example = rows(to_device(part, self.bnn.device), 0, 2)
-        return chosen
-
     def prepare_held_out(self, loader: Iterable[Any] | None, samples: int, most_seen: float) -> None:
         """Read the held-out data once, for all scores."""
         if loader is not None:
             with seeded(self.seed, "held-out"):
                 seed = derive_seed(self.seed, "held-out")
-                self.held_out = HeldOut(self.bnn, loader, self.likelihood, self.target_key, samples, seed)
+                self.held_out = HeldOut(
+                    self.bnn, loader, self.likelihood, self.target_key, samples, seed, self.weight_key
+                )
             shared = shared_examples(self.loader, loader)
             if shared:
                 raise InputError(
@@ -161,6 +148,9 @@ class Run:
         if self.held_out is not None and not self.follows:
             # The survey has set a noise that is learned, and the posterior's mean is still at the trained weights.
             self.network_nll = self.held_out.nll(weights="mean") if saved is None else saved["network_nll"]
+        # Every temperature starts from here.
+        several = len(self.schedule) > 1
+        self.origin = {**self.snapshot(), "engine": copy.deepcopy(self.engine.state())} if several else None
         if saved is not None:
             take_state(self, saved)
 
@@ -181,6 +171,7 @@ class Run:
                 record=self.held_out is not None and not self.follows,
                 bar=bar,
                 weights=self.bnn.posterior.mean_vector(),
+                weight_key=self.weight_key,
             )
         if not self.follows:
             self.take_survey(
@@ -188,6 +179,7 @@ class Run:
                     "num_examples": num_examples or count_examples(self.loader, found.num_examples),
                     "batches": found.batches,
                     "rows": found.num_examples,
+                    "total_weight": found.total_weight,
                     "provenance": found.provenance.to_tensor(),
                 }
             )
@@ -196,7 +188,7 @@ class Run:
     def take_survey(self, found: Mapping[str, Any]) -> None:
         """Take what the first look at the data counted."""
         self.num_examples, self.batches = int(found["num_examples"]), int(found["batches"])
-        self.rows = int(found["rows"])
+        self.rows, self.total_weight = int(found["rows"]), float(found.get("total_weight", found["rows"]))
         self.provenance = Provenance.from_tensor(found["provenance"])
 
     def infer(
@@ -213,6 +205,10 @@ class Run:
             while self.stage < len(self.schedule):
                 at = self.schedule[self.stage]
                 if self.epoch == 0:
+                    if self.stage > 0:
+                        assert self.origin is not None  # noqa: S101 - kept where there are several stages
+                        self.restore(self.origin)
+                        self.engine.load_state(copy.deepcopy(self.origin["engine"]))
                     self.engine.begin(at, epochs * self.batches)
                 bar.describe(f"{self.title} at T={at:g}")
                 while self.epoch < epochs and (early_stop is None or self.waited < patience) and not self._is_flat():
@@ -231,30 +227,19 @@ class Run:
     def _one_epoch(self, temperature: float, early_stop: EarlyStop | None, bar: Any) -> None:
         bnn, began = self.bnn, time.perf_counter()
         bnn.check_unchanged()
-        noise = generator(self.seed, "noise", self.stage, self.epoch)
+        # The same at every temperature, so that they differ by T alone, and not by their places among those that are tried.
+        noise = generator(self.seed, "noise", 0, self.epoch)
         total, examples = 0.0, 0
-        kl, mean_std = self._width()
-        with seeded(self.seed, "epoch", self.stage, self.epoch):
+        kl, mean_std = self.width()
+        with seeded(self.seed, "epoch", 0, self.epoch):
             for batch in self.loader:
-                inputs, target = checked_batch(batch, self.target_key)
-                inputs, target = to_device(inputs, bnn.device), target.to(bnn.device)
-                loss = MinibatchLoss(bnn, self.likelihood, inputs, target)
-                nll = self.engine.step(loss, noise)
+                one = checked_batch(batch, self.target_key, self.weight_key).to(bnn.device)
+                nll = self.step(one, noise, temperature)
                 if self.epoch == examples == 0:
                     # The estimate is of q before the step.
                     self.starts.append(StageStart(temperature, kl, mean_std, nll))
-                # In proportion to the batch's size: the survey's estimate counts as one pass over the data, and so does
-                # every epoch, until the average reaches back over a hundred batches.
-                recent = max(1 / (self.batches * (self.epoch + 1)), 0.01)
-                if not self.follows:
-                    loss.move_likelihood(recent * len(target) * self.batches / self.rows)
-                if not nll < float("inf"):
-                    raise InputError(
-                        f"the loss became {nll} at T={temperature:g}, epoch {self.epoch + 1}: lower the learning rate with "
-                        f"engine_options={{'learning_rate': …}}, or check the data for extreme values"
-                    )
-                total += nll * len(target)
-                examples += len(target)
+                total += nll * len(one)
+                examples += len(one)
                 bar.advance(
                     1, free_energy=nll + temperature / self.num_examples * kl, nll=nll, KL=kl, mean_std=mean_std
                 )
@@ -266,12 +251,32 @@ class Run:
             bnn.prior.update(bnn.posterior.mean_vector().detach(), bnn.posterior.std_vector().detach())
             self.engine.prior_changed()
         self.epoch += 1
-        kl, mean_std = self._width()
+        kl, mean_std = self.width()
         nll, penalty = total / examples, temperature / self.num_examples * kl
         held_out = self._watch(early_stop, penalty)
         seconds = time.perf_counter() - began
         self.seconds += seconds
         self.history.append(FitRecord(temperature, self.epoch, nll + penalty, nll, kl, mean_std, held_out, seconds))
+
+    def step(self, batch: Batch, noise: torch.Generator, temperature: float) -> float:
+        """One step of the engine on a batch that is on the network's device, and of what the likelihood learns.
+
+        Returns:
+            The estimate of E_q[NLL] before the step, nats per example; an InputError where it is not finite.
+        """
+        loss = MinibatchLoss(self.bnn, self.likelihood, batch.inputs, batch.target, batch.weight)
+        nll = self.engine.step(loss, noise)
+        # In proportion to what the batch counts: the survey's estimate counts as one pass over the data, and so does every
+        # epoch, until the average reaches back over a hundred batches.
+        recent = max(1 / (self.batches * (self.epoch + 1)), 0.01)
+        if not self.follows:
+            loss.move_likelihood(recent * loss.total_weight * self.batches / self.total_weight)
+        if not nll < float("inf"):
+            raise InputError(
+                f"the loss became {nll} at T={temperature:g}, epoch {self.epoch + 1}: lower the learning rate with "
+                f"engine_options={{'learning_rate': …}}, or check the data for extreme values"
+            )
+        return nll
 
     def _is_flat(self) -> bool:
         """Whether the retraining of a point mass has stopped to pay; inference always runs its schedule to its end."""
@@ -284,7 +289,8 @@ class Run:
         return before - now < _FLAT * max(1.0, course[0] - now)
 
     @torch.no_grad()
-    def _width(self) -> tuple[float, float]:
+    def width(self) -> tuple[float, float]:
+        """KL(q‖p) in nats, and the mean standard deviation; for a point mass −log p(w) and 0."""
         posterior = self.bnn.posterior
         if isinstance(posterior, PointMassPosterior):
             return -float(self.bnn.prior.log_prob(posterior.loc)), 0.0
@@ -294,7 +300,8 @@ class Run:
         if early_stop is None or self.held_out is None:
             return None
         held_out = self.held_out.nll()
-        score = held_out + (penalty if early_stop == "free-energy" else 0.0)
+        # The held-out score is a weighted mean; the free energy's sum over the data is divided by the number of rows.
+        score = held_out + (penalty * self.rows / self.total_weight if early_stop == "free-energy" else 0.0)
         if self.stage_best is None or score < self.stage_best["score"]:
             engine = copy.deepcopy(self.engine.state())
             self.stage_best, self.waited = {**self.snapshot(), "engine": engine, "score": score}, 0

@@ -37,6 +37,7 @@ def state_of(run: Run) -> dict[str, Any]:
     return {
         "current": run.snapshot(),
         "engine": run.engine.state(),
+        "origin": run.origin,
         "best": run.best,
         "stage_best": run.stage_best,
         "stage": run.stage,
@@ -52,6 +53,7 @@ def state_of(run: Run) -> dict[str, Any]:
             "num_examples": run.num_examples,
             "batches": run.batches,
             "rows": run.rows,
+            "total_weight": run.total_weight,
             "provenance": run.provenance.to_tensor(),
         },
         "loader": generator_states(run.loader),
@@ -60,7 +62,7 @@ def state_of(run: Run) -> dict[str, Any]:
 
 def take_state(run: Run, state: Mapping[str, Any]) -> None:
     """Put a run, whose engine is made, where `state_of` was called."""
-    run.best, run.stage_best = state["best"], state["stage_best"]
+    run.best, run.stage_best, run.origin = state["best"], state["stage_best"], state["origin"]
     run.stage, run.epoch, run.waited = state["stage"], state["epoch"], state["waited"]
     run.worse_stages, run.seconds = state["worse_stages"], state["seconds"]
     run.history = [FitRecord(**record) for record in state["history"]]

@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -15,15 +15,17 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from stfbnn.batches import Inputs, OutputFunction
+from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, Batch, OutputFunction, join_targets
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.inference.checks import require_count, require_positive
 from stfbnn.inference.fit import fit
 from stfbnn.inference.loaders import kept_generators, require_rereadable
 from stfbnn.inference.survey import checked_batch
-from stfbnn.network import BayesianNetwork, bayesianize
+from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import PosteriorFamily, resolve_family
 from stfbnn.prediction import predict
+from stfbnn.predictive.weighting import mean_over_examples
 from stfbnn.prior import Normal
 from stfbnn.progress import progress_bar
 from stfbnn.randomness import seeded
@@ -34,7 +36,7 @@ MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)
 STANDARD_ERRORS = 2.0
 
 # Options of `fit` that have the same value in every fit and an argument of their own.
-_TAKEN = ("epochs", "seed", "val_loader", "val_samples", "target_key", "checkpoint", "resume", "progress")
+_TAKEN = ("epochs", "seed", "val_loader", "val_samples", "target_key", "weight_key", "checkpoint", "resume", "progress")
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def suggest_prior(
     epochs: int = 5,
     seed: int = 0,
     val_samples: int = 32,
-    target_key: str = "labels",
+    target_key: str = TARGET_KEY,
+    weight_key: str = WEIGHT_KEY,
     fit_options: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> PriorSuggestion:
@@ -185,6 +188,7 @@ def suggest_prior(
         seed: Of every fit.
         val_samples: Draws for a held-out score.
         target_key: The target's entry in mappings.
+        weight_key: The examples' weights' entry in mappings, where they have any; scores are weighted means.
         fit_options: Further arguments of `fit`, such as ``{"temperature": 0.1}``, which saves most of the time.
         progress: Show a progress bar; None shows it on a terminal.
 
@@ -216,7 +220,10 @@ def suggest_prior(
     chosen = given or [multiple * rms for multiple in MULTIPLES]
     recipes = [Normal(std=scale, center=where) for scale in chosen]
     with seeded(seed, "held-out"), kept_generators(val_loader):
-        held_out = [checked_batch(batch, target_key) for batch in val_loader]
+        held_out = [checked_batch(batch, target_key, weight_key) for batch in val_loader]
+    if not held_out:
+        raise InputError("val_loader gave no batch: it is empty")
+    target, weights = join_targets(held_out)
     trials: list[PriorTrial] = []
     densities: list[Tensor] = []
     with progress_bar("try prior scales", len(chosen), progress) as bar:
@@ -233,11 +240,12 @@ def suggest_prior(
                     val_loader=val_loader,
                     val_samples=val_samples,
                     target_key=target_key,
+                    weight_key=weight_key,
                     progress=False,
                     **options,
                 )
-            found = _log_densities(bnn, held_out, val_samples, seed)
-            nll = -float(found.mean())
+            found = _log_densities(bnn, held_out, target, val_samples, seed)
+            nll = -float(mean_over_examples(found, weights))
             energies = [record.free_energy for record in run.history if record.temperature == run.temperature]
             seconds = time.perf_counter() - began
             densities.append(found)
@@ -248,7 +256,9 @@ def suggest_prior(
     best = min(range(len(trials)), key=lambda number: trials[number].held_out_nll)
     suggestion = PriorSuggestion(
         prior=recipes[best],
-        trials=tuple(_compared(trial, own, densities[best]) for trial, own in zip(trials, densities, strict=True)),
+        trials=tuple(
+            _compared(trial, own, densities[best], weights) for trial, own in zip(trials, densities, strict=True)
+        ),
         rms=rms,
         network_held_out_nll=run.network_held_out_nll,
         num_held_out=len(densities[best]),
@@ -268,17 +278,21 @@ def _told_once(first: bool) -> Iterator[None]:
         yield
 
 
-def _log_densities(bnn: BayesianNetwork, held_out: list[tuple[Inputs, Tensor]], samples: int, seed: int) -> Tensor:
+def _log_densities(bnn: BayesianNetwork, held_out: Sequence[Batch], target: Tensor, samples: int, seed: int) -> Tensor:
     """log p(y_n | x_n) of every held-out example, (N,), in double."""
-    prediction = predict(bnn, held_out, samples=samples, seed=seed, progress=False)
-    return prediction.log_density(torch.cat([target.cpu() for _, target in held_out])).double()
+    pairs = [(batch.inputs, batch.target) for batch in held_out]
+    return predict(bnn, pairs, samples=samples, seed=seed, progress=False).log_density(target.cpu()).double()
 
 
-def _compared(trial: PriorTrial, densities: Tensor, best: Tensor) -> PriorTrial:
-    """A trial with its difference from the best one, and the standard error of the mean of paired differences."""
+def _compared(trial: PriorTrial, densities: Tensor, best: Tensor, weights: Tensor | None) -> PriorTrial:
+    """A trial with its difference from the best one, and the standard error of the (weighted) mean of paired differences."""
     differences = best - densities
-    error = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
-    return replace(trial, difference=float(differences.mean()), standard_error=error)
+    mean, count = mean_over_examples(differences, weights), len(differences)
+    shares = torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else weights.cpu().double()
+    shares = shares / shares.sum()
+    spread = float((shares * (differences - mean)).square().sum())
+    error = math.sqrt(spread * count / (count - 1)) if count > 1 else math.inf
+    return replace(trial, difference=float(mean), standard_error=error)
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stfbnn.batches import Inputs, batch_size, require_finite, split_batch, to_device
+from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, Batch, batch_size, require_finite, training_batch
 from stfbnn.errors import InputError
 from stfbnn.inference.loaders import length
 from stfbnn.inference.minibatch import chunks
@@ -31,30 +31,56 @@ class Survey:
 
     Attributes:
         num_examples: Rows that the loader gave.
+        total_weight: The sum of their weights; the rows' number where they have none.
         batches: Batches that it gave.
-        curvature: The generalised Gauss–Newton matrix of the mean negative log-likelihood at the weights: its diagonal
+        curvature: The generalised Gauss–Newton matrix of the mean negative log-likelihood (each example times its weight, the
+            sum divided by the number of rows) at the weights: its diagonal
             (d,), or its blocks (U, k, k); None where it was not asked for.
         provenance: The examples seen; empty where they were not asked for.
     """
 
     num_examples: int
+    total_weight: float
     batches: int
     curvature: Tensor | None
     provenance: Provenance
 
 
-def checked_batch(batch: Any, target_key: str) -> tuple[Inputs, Tensor]:
+def checked_batch(batch: Any, target_key: str = TARGET_KEY, weight_key: str = WEIGHT_KEY) -> Batch:
     """Split a training batch and refuse one that cannot be learned from.
 
     Raises:
-        InputError: It has no target, its sizes disagree, or it holds NaN or infinite values.
+        InputError: It has no target, its sizes disagree, or it holds NaN or infinite values or bad weights.
     """
-    inputs, target = split_batch(batch, target_key)
-    assert target is not None  # noqa: S101 - split_batch raises without
-    if target.ndim == 0 or target.shape[0] != batch_size(inputs):
-        raise InputError(f"a batch has {batch_size(inputs)} inputs, but targets of shape {tuple(target.shape)}")
-    require_finite(inputs, "the inputs")
-    return inputs, target
+    found = training_batch(batch, target_key, weight_key)
+    size = batch_size(found.inputs)
+    if found.target.ndim == 0 or len(found.target) != size:
+        raise InputError(f"a batch has {size} inputs, but targets of shape {tuple(found.target.shape)}")
+    require_finite(found.inputs, "the inputs")
+    return found
+
+
+def require_weight(total: float, labels: int, what: str) -> None:
+    """Refuse data of which nothing counts.
+
+    Args:
+        total: The sum of the examples' weights.
+        labels: How many labels are not left out.
+        what: Whose they are.
+
+    Raises:
+        InputError: One of the two is 0.
+    """
+    if total <= 0:
+        raise InputError(f"all examples of {what} have the weight 0: there is nothing to learn or score")
+    if labels == 0:
+        raise InputError(f"all targets of {what} are the likelihood's ignore_index: there is nothing to learn or score")
+
+
+def counted_labels(likelihood: Likelihood, targets: Tensor) -> Tensor | None:
+    """Whether each label counts, in the targets' shape; None where all do."""
+    weights = likelihood.label_weights(targets)
+    return None if weights is None else weights > 0
 
 
 def survey(
@@ -69,13 +95,15 @@ def survey(
     *,
     blocks: Tensor | None = None,
     weights: Tensor | None = None,
+    weight_key: str = WEIGHT_KEY,
 ) -> Survey:
     """Go over the data once at fixed weights.
 
     The curvature is the Fisher information, which for likelihoods in their natural parameter is the generalised Gauss–Newton
     matrix: with labels drawn from the model itself, the scores of different examples are independent with mean zero, so the
     square of a minibatch's summed gradient has the sum of the examples' squared gradients as its expectation. Where a
-    likelihood cannot draw labels, the observed ones give the empirical Fisher information instead.
+    likelihood cannot draw labels, the observed ones give the empirical Fisher information instead. An example's weight, and
+    what its observed labels count, multiply its part of the matrix, so its score is multiplied by their root.
 
     Args:
         bnn: The network, at its trained weights.
@@ -88,31 +116,39 @@ def survey(
         bar: To be advanced once a batch.
         blocks: Which weights make up each block, (U, k), where the curvature is wanted in blocks.
         weights: Where to look, (d,); None for the trained weights.
+        weight_key: The entry of the examples' weights in mappings.
 
     Raises:
-        InputError: The loader is empty, or a batch is not usable.
+        InputError: The loader is empty, a batch is not usable, or nothing in it counts.
     """
     recorder = ProvenanceRecorder()
     weights = (bnn.trained_vector() if weights is None else weights).to(bnn.posterior.mean_vector()).detach()
     total = torch.zeros_like(weights) if blocks is None else weights.new_zeros(*blocks.shape, blocks.shape[1])
     random = generator(seed, "survey")
     draws = _label_draws(loader)
-    examples = batches = 0
-    for batch in loader:
-        inputs, target = checked_batch(batch, target_key)
+    examples = batches = labels = 0
+    total_weight = 0.0
+    for given in loader:
+        batch = checked_batch(given, target_key, weight_key)
         if record:
-            recorder.add(inputs)
-        inputs, target = to_device(inputs, bnn.device), target.to(bnn.device)
-        for part, part_target in chunks(inputs, target, bnn.device):
+            recorder.add(batch.inputs)
+        for part in chunks(batch.to(bnn.device), bnn.device):
             vector = weights.clone().requires_grad_(curvature)
             with torch.set_grad_enabled(curvature):
-                outputs = bnn.outputs(vector, part)
-            likelihood.check(outputs.detach(), part_target)
-            examples += len(part_target)
+                outputs = bnn.outputs(vector, part.inputs)
+            likelihood.check(outputs.detach(), part.target)
+            examples += len(part)
+            counted = counted_labels(likelihood, part.target)
+            labels += part.target.numel() if counted is None else int(counted.sum())
+            counts = part.total_weight
+            if counts == 0:
+                continue
+            total_weight += counts
             # A running mean over all examples; the first chunk sets what was not given.
-            likelihood.move(likelihood.estimate(outputs.detach(), part_target), len(part_target) / examples)
+            estimate = likelihood.estimate(outputs.detach(), part.target, part.weight)
+            likelihood.move(estimate, counts / total_weight)
             if curvature:
-                for gradient in _label_gradients(outputs, part_target, vector, likelihood, random, draws):
+                for gradient in _label_gradients(outputs, part, vector, likelihood, random, draws):
                     if blocks is None:
                         total.addcmul_(gradient, gradient, value=1 / draws)
                     else:
@@ -122,20 +158,17 @@ def survey(
         bar.advance()
     if batches == 0:
         raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
+    require_weight(total_weight, labels, "train_loader")
     found = total.div_(examples) if curvature else None
-    return Survey(examples, batches, found, recorder.finish())
+    return Survey(examples, total_weight, batches, found, recorder.finish())
 
 
 def _label_gradients(
-    outputs: Tensor, target: Tensor, vector: Tensor, likelihood: Likelihood, random: torch.Generator, draws: int
+    outputs: Tensor, part: Batch, vector: Tensor, likelihood: Likelihood, random: torch.Generator, draws: int
 ) -> Iterator[Tensor]:
+    root = Batch(part.inputs, part.target, None if part.weight is None else part.weight.sqrt())
     for index in range(draws):
-        labels = likelihood.curvature_targets(outputs.detach(), target, random)
-        each = likelihood.log_prob(outputs, labels)
-        if labels is target:
-            # The scores of observed labels do not have mean zero; random signs remove their cross terms from the square.
-            each = each * (2 * torch.randint(0, 2, (len(target),), generator=random) - 1).to(each)
-        loss = each.sum()
+        loss = root.weighted(likelihood.curvature_log_prob(outputs, part.target, random)).sum()
         (gradient,) = torch.autograd.grad(loss, vector, retain_graph=index + 1 < draws)
         yield gradient
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -65,8 +67,19 @@ class Likelihood(nn.Module, ABC):
         """A likelihood of this kind in the state that `config` described at some time."""
         return type(self)(**config)
 
+    def label_weights(self, targets: Tensor) -> Tensor | None:
+        """What each single label counts in `log_prob`, in the targets' shape; None where all count 1.
+
+        A label that counts 0 is left out: of predictions' log densities, scores and figures, too. Other weights change the
+        objective of inference alone.
+        """
+        del targets
+        return None
+
     def label_log_probs(self, outputs: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-        """log p of each single label, in the targets' shape, with the logits divided by ``temperature``.
+        """log p of each single label, in the targets' shape, with the logits divided by ``temperature``; 0 where left out.
+
+        What labels count (`label_weights`) is not in it.
 
         Raises:
             InputError: The outputs are no logits of labels.
@@ -85,9 +98,33 @@ class Likelihood(nn.Module, ABC):
         del targets
         return self.sample(outputs, generator)
 
-    def estimate(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """What these examples say of a state that is learned, averaged over them; None where nothing is learned."""
-        del outputs, targets
+    def curvature_log_prob(self, outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        """Numbers (B,) whose gradients, added over the examples and squared, have the loss's curvature as expectation.
+
+        They are log p of the `curvature_targets`. What the observed labels count (`label_weights`) multiplies the curvature,
+        so that here its root multiplies log p of the label that was drawn in the same place.
+        """
+        labels = self.curvature_targets(outputs.detach(), targets, generator)
+        weights = None if labels is targets else self.label_weights(targets)
+        if weights is not None:
+            terms = self.label_log_probs(at_least_float32(outputs), labels)
+            # Drawn labels have the outputs' shape, (B, 1) where the targets are (B,).
+            return per_example(weights.sqrt().to(terms).reshape(terms.shape) * terms)
+        each = self.log_prob(outputs, labels)
+        if labels is targets:
+            # The scores of observed labels do not have mean zero; random signs remove their cross terms from the square.
+            each = each * (2 * torch.randint(0, 2, (len(targets),), generator=generator) - 1).to(each)
+        return each
+
+    def estimate(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor | None:
+        """What these examples say of a state that is learned, averaged over them; None where nothing is learned.
+
+        Args:
+            outputs: (B, …).
+            targets: (B, …).
+            weights: What each example counts in the average, (B,), of positive sum; None where all count the same.
+        """
+        del outputs, targets, weights
         return None
 
     def move(self, estimate: Tensor | None, weight: float) -> None:
@@ -155,3 +192,23 @@ def normalised(rows: Tensor) -> bool:
         return False
     rows = rows.detach().float()
     return bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1).abs() < 1e-3).all())
+
+
+def positive_numbers(values: Sequence[float], what: str) -> tuple[float, ...]:
+    """Weights of classes or labels.
+
+    Raises:
+        InputError: They are not a list of numbers, or one is not positive and finite.
+    """
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must be a list of positive numbers, but it is {values!r}") from error
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise InputError(f"{what} must be a list of positive and finite numbers, but it is {values!r}")
+    return numbers
+
+
+def as_factors(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers as a tensor in float64; in float32 on Apple's accelerator, which has no float64."""
+    return torch.tensor(numbers, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,9 +13,11 @@ from torch.nn import functional as F
 from stfbnn.errors import InputError
 from stfbnn.likelihood.base import (
     Likelihood,
+    as_factors,
     at_least_float32,
     match,
     per_example,
+    positive_numbers,
     require_finite_outputs,
     require_float_outputs,
     require_matching,
@@ -31,16 +34,27 @@ class Bernoulli(Likelihood):
 
     Args:
         outputs: "logits", or "probabilities" for a network that ends in a sigmoid.
+        positive_weights: w > 0, a number for all labels or a list with one for each of the K: inference then maximises
+            Σ w y log p(1) + (1 − y) log p(0), as ``binary_cross_entropy_with_logits(pos_weight=…)`` minimises its negative,
+            for labels that are rarely there. That is a change of the objective alone: probabilities stay those of the draws,
+            and log densities and held-out scores are not weighted.
     """
 
     name: ClassVar[str] = "bernoulli"
     has_logits: ClassVar[bool] = True
 
-    def __init__(self, outputs: Literal["logits", "probabilities"] = "logits") -> None:
+    def __init__(
+        self,
+        outputs: Literal["logits", "probabilities"] = "logits",
+        *,
+        positive_weights: float | Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         if outputs not in ("logits", "probabilities"):
             raise InputError(f'outputs must be "logits" or "probabilities", but it is {outputs!r}')
         self.outputs = outputs
+        given = [positive_weights] if isinstance(positive_weights, int | float) else positive_weights
+        self.positive_weights = None if given is None else positive_numbers(given, "positive_weights")
 
     def logits(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """log p(1)/p(0) of every label, divided by ``temperature``; shape of ``outputs``."""
@@ -51,9 +65,15 @@ class Bernoulli(Likelihood):
         return outputs / temperature
 
     def check_outputs(self, outputs: Tensor) -> None:
-        """Refuse outputs that are not finite floats, or not in [0, 1] though they were said to be probabilities."""
+        """Refuse outputs that are not finite floats, not in [0, 1] though said to be probabilities, or not K as the weights."""
         require_float_outputs(outputs, "a Bernoulli likelihood")
         require_finite_outputs(outputs)
+        count = len(self.positive_weights or ())
+        if count > 1 and (outputs.ndim < 2 or outputs.shape[1] != count):
+            raise InputError(
+                f"positive_weights has {count} numbers, but the model's outputs are {tuple(outputs.shape)}; give one number "
+                f"for all labels, or one for each of dimension 1"
+            )
         if self.outputs == "probabilities" and not _in_unit_interval(outputs):
             raise InputError(
                 f'outputs="probabilities" was said, but the model\'s outputs span {float(outputs.min()):.4g} … '
@@ -86,14 +106,24 @@ class Bernoulli(Likelihood):
                 stacklevel=2,
             )
 
+    def label_weights(self, targets: Tensor) -> Tensor | None:
+        """The weight of each label that is there, 1 for one that is not; None where all count 1."""
+        if self.positive_weights is None:
+            return None
+        weights = as_factors(self.positive_weights, targets.device)
+        if len(weights) > 1:
+            weights = weights.reshape(-1, *[1] * (targets.ndim - 2))
+        return torch.where(targets == 1, weights, torch.ones_like(weights))
+
     def label_log_probs(self, outputs: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
         """log p of each label, in the targets' shape."""
         logits = self.logits(match(outputs, targets), temperature)
         return -F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
 
     def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum of log p over an example's labels."""
-        return per_example(self.label_log_probs(at_least_float32(outputs), targets))
+        """Sum of log p over an example's labels, each times what it counts."""
+        terms, weights = self.label_log_probs(at_least_float32(outputs), targets), self.label_weights(targets)
+        return per_example(terms if weights is None else weights.to(terms) * terms)
 
     def sample(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         """0 or 1 for each output, in the outputs' dtype."""
@@ -101,8 +131,9 @@ class Bernoulli(Likelihood):
         return (uniform < self.logits(outputs.detach()).double().sigmoid()).to(outputs.dtype)
 
     def config(self) -> dict[str, Any]:
-        """``outputs``."""
-        return {"outputs": self.outputs}
+        """``outputs``, and the weights where there are any."""
+        weights = {} if self.positive_weights is None else {"positive_weights": list(self.positive_weights)}
+        return {"outputs": self.outputs, **weights}
 
 
 def _in_unit_interval(outputs: Tensor) -> bool:

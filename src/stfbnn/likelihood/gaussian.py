@@ -82,14 +82,20 @@ class Gaussian(Likelihood):
         noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
         return outputs.detach() + self._noise(outputs) * noise
 
-    def estimate(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    def estimate(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor | None:
         """The mean squared residual, for each column where the noise is one for each; None where it is given."""
         if not self.learned:
             return None
         residual = (targets - self.match(outputs, targets)).double()
         several = residual.ndim == 2 and residual.shape[1] > 1
         per_column = several and (self.noise_std.ndim > 0 or bool(self.noise_std.isnan()))
-        square = residual.square().mean(dim=0) if per_column else residual.square().mean()
+        square = residual.square()
+        if weights is None:
+            square = square.mean(dim=0) if per_column else square.mean()
+        else:
+            # Weights of mean 1, one for each row.
+            factors = (weights / weights.mean()).to(square).reshape(-1, *[1] * (square.ndim - 1))
+            square = (factors * square).mean(dim=0) if per_column else (factors * square).mean()
         # A perfect fit would make the density unbounded.
         return square.clamp_min(1e-12 * targets.double().var(correction=0).clamp_min(1e-12))
 

@@ -25,21 +25,39 @@ FAMILY = "filterwise"
 def unit_index(layout: ParameterLayout) -> Tensor:
     """Which entries of w belong to each output unit, shape (U, k): of every parameter, in turn, its row u, flattened.
 
-    For a layer with weight and bias, block u is ``weight[u].flatten()`` followed by ``bias[u]``.
+    For a layer with weight and bias, block u is ``weight[u].flatten()`` followed by ``bias[u]``. In a transposed convolution,
+    whose weight has the input channels first, it is ``weight[:, u].flatten()``; with groups, the rows of u's group and the
+    column of u within it. A row of an embedding is a token's vector, that of a recurrent layer one gate of one hidden unit (in
+    all of its layers and directions together).
 
     Raises:
-        InputError: The parameters do not all have the same number of rows.
+        InputError: The parameters do not all have the same number of units.
     """
-    rows = {shape[0] if shape else 0 for shape in layout.shapes}
-    if len(rows) != 1 or 0 in rows:
+    parts = torch.split(torch.arange(layout.size), list(layout.sizes))
+    rows = [
+        _rows(layout, name, part.reshape(shape))
+        for name, part, shape in zip(layout.names, parts, layout.shapes, strict=True)
+    ]
+    if len({len(part) for part in rows}) != 1 or not rows[0].numel():
         shapes = ", ".join(f"{name} {shape}" for name, shape in zip(layout.names, layout.shapes, strict=True))
         raise InputError(
             f"a filterwise posterior needs a layer whose parameters all have one row for each output unit, but this one's are "
             f'{shapes}; take posterior="low-rank" or "mean-field"'
         )
-    (units,) = rows
-    parts = torch.split(torch.arange(layout.size), list(layout.sizes))
-    return torch.cat([part.reshape(units, -1) for part in parts], dim=1)
+    return torch.cat(rows, dim=1)
+
+
+def _rows(layout: ParameterLayout, name: str, entries: Tensor) -> Tensor:
+    """The entries of one parameter, a row for each unit, (U, …); no rows where it has none."""
+    if entries.ndim == 0 or len(entries) == 0:
+        return entries.new_empty(0, 0)
+    if layout.transposed_groups is None or name == "bias":
+        return entries.flatten(1) if entries.ndim > 1 else entries.unsqueeze(1)
+    if name != "weight":
+        # Of a parametrised weight: its rows are those of the input channels.
+        return entries.new_empty(0, 0)
+    groups, columns = layout.transposed_groups, entries.shape[1]
+    return entries.reshape(groups, -1, columns, entries[0, 0].numel()).transpose(1, 2).reshape(groups * columns, -1)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,19 @@ class ParameterLayout:
     Attributes:
         names: The layer's own parameter names, such as ``("weight", "bias")``.
         shapes: Their shapes, in the same order.
+        transposed_groups: For a transposed convolution the number of its groups: its weight has the shape
+            (in, out / groups, …), so that its output units are not its rows. None for every other layer.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    transposed_groups: int | None = None
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Tensor]) -> ParameterLayout:
-        """The layout of ``parameters``, in their order."""
-        return cls(tuple(parameters), tuple(tuple(tensor.shape) for tensor in parameters.values()))
+    def of(cls, parameters: Mapping[str, Tensor], layer: nn.Module | None = None) -> ParameterLayout:
+        """The layout of ``parameters``, in their order, which belong to ``layer``."""
+        groups = layer.groups if isinstance(layer, nn.modules.conv._ConvTransposeNd) else None
+        return cls(tuple(parameters), tuple(tuple(tensor.shape) for tensor in parameters.values()), groups)
 
     @property
     def size(self) -> int:
@@ -46,6 +50,6 @@ class ParameterLayout:
         leading = vector.shape[:-1]
         parts = torch.split(vector, list(self.sizes), dim=-1)
         return {
-            name: part.reshape(*leading, *shape)
+            name: part.reshape((*leading, *shape))
             for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
         }

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
+from stfbnn.batches import join_rows
 from stfbnn.errors import InputError
 
 
@@ -39,11 +39,15 @@ class Prediction(ABC):
 
     @classmethod
     def concatenate(cls, parts: Sequence[Prediction]) -> Prediction:
-        """Join the predictions of consecutive chunks."""
+        """Join the predictions of consecutive chunks.
+
+        Raises:
+            InputError: The examples have different numbers of positions.
+        """
         first = parts[0]
         values: dict[str, Any] = {field.name: getattr(first, field.name) for field in fields(first)}
         for name, dimension in first._rows.items():
-            values[name] = torch.cat([getattr(part, name) for part in parts], dim=dimension)
+            values[name] = join_rows([getattr(part, name) for part in parts], "predictions", dimension)
         return type(first)(**values)
 
 

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from stfbnn.errors import InputError
 from stfbnn.likelihood import Categorical
 from stfbnn.likelihood.base import per_example
+from stfbnn.likelihood.categorical import picked
 from stfbnn.predictive.base import Prediction, Sums, undefined
 from stfbnn.predictive.weighting import draw_weights
 
@@ -19,13 +21,18 @@ from stfbnn.predictive.weighting import draw_weights
 class CategoricalPrediction(Prediction):
     """Class probabilities and their uncertainty; entropies in nats.
 
+    The classes are at dimension 1, also where the network has them at the last one (``Categorical(class_dim=-1)``):
+    ``probs.movedim(1, -1)`` has them there.
+
     Attributes:
         log_probs: log p(k | x), the logarithm of the averaged probabilities, (N, K, …).
         aleatoric: Mean entropy of the draws, (N, …): what would remain if the weights were known.
+        ignore_index: The target that marks positions to leave out, which the likelihood was given; None for none.
     """
 
     log_probs: Tensor
     aleatoric: Tensor
+    ignore_index: int | None = None
     _rows: ClassVar[dict[str, int]] = {"log_probs": 0, "aleatoric": 0}
 
     @property
@@ -56,10 +63,18 @@ class CategoricalPrediction(Prediction):
         return self.probs.amax(dim=1)
 
     def log_density(self, targets: Tensor) -> Tensor:
-        """log p(y_n | x_n), summed over an example's positions, (N,)."""
-        Categorical().check_targets(self.log_probs, targets)
-        picked = self.log_probs.gather(1, targets.long().cpu().unsqueeze(1)).squeeze(1)
-        return per_example(picked)
+        """log p(y_n | x_n), summed over an example's positions but those whose target is ``ignore_index``, (N,).
+
+        Raises:
+            InputError: The targets are not class indices (N, …).
+        """
+        if targets.shape != self.aleatoric.shape:
+            raise InputError(
+                f"for these predictions targets must be class indices of shape {tuple(self.aleatoric.shape)}, but their "
+                f"shape is {tuple(targets.shape)}"
+            )
+        Categorical(ignore_index=self.ignore_index).check_targets(self.log_probs, targets)
+        return per_example(picked(self.log_probs, targets.cpu(), self.ignore_index))
 
     mean = undefined("a classification has .probs, .labels and .confidence; .mean and .std belong to a regression")
     std = mean
@@ -102,6 +117,7 @@ class CategoricalSums(Sums):
             at_mean=at_mean,
             log_probs=(self._log_sum - math.log(total)).cpu(),
             aleatoric=(self._entropy_sum / total).cpu(),
+            ignore_index=self._likelihood.ignore_index,
         )
 
 

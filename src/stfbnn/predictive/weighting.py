@@ -1,4 +1,4 @@
-"""Averages over posterior draws that may count differently, as those of a mixture's components do."""
+"""Averages over posterior draws, and over examples, that may count differently: as a mixture's components do, or by weight."""
 
 from __future__ import annotations
 
@@ -62,3 +62,17 @@ def log_average(logs: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return logs.logsumexp(dim=0) - math.log(len(logs))
     return (logs + weights.log().reshape(-1, *[1] * (logs.ndim - 1))).logsumexp(dim=0)
+
+
+def mean_over_examples(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean over the last dimension, in float64.
+
+    Args:
+        values: (…, N).
+        weights: What each counts, (N,), not negative, of positive sum; None for equal ones.
+    """
+    values = values.double()
+    if weights is None:
+        return values.mean(dim=-1)
+    weights = weights.to(values)
+    return (values * weights).sum(dim=-1) / weights.sum()

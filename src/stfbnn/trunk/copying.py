@@ -43,6 +43,9 @@ def shared_copy(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         _require_copyable(name, module)
         _share_tensors(name, module, memo)
+        if vars(module).get("_trainer") is not None:
+            # Lightning's modules refer to their trainer, and through it to all data sets: the copy does not.
+            memo[id(vars(module)["_trainer"])] = None
     # The memo as it is now, kept apart: deepcopy adds to the one it is given.
     shared = {id(value) for value in memo.values()}
     originals = {id(module) for module in model.modules()}
@@ -82,6 +85,11 @@ def _require_copyable(name: str, module: nn.Module) -> None:
         raise LayerError(
             f"{_label(name)} is a TorchScript module, whose weights cannot be substituted; pass the Python module from "
             f"which it was scripted or traced"
+        )
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+        raise LayerError(
+            f"{_label(name)} rescales its own weight in place whenever it is called (max_norm={module.max_norm}), which would "
+            f"change the trained model; rescale its rows once and set max_norm to None"
         )
     if module.training and type(module).train is not nn.Module.train:
         # Running an overridden train(False) on the copy could write into the shared tensors (merged adapters do that).

@@ -30,7 +30,8 @@ LINEAR_LAYERS: dict[type[nn.Module], tuple[int, int]] = {
     nn.ConvTranspose3d: (1, 5),
 }
 
-_HOOKS = (
+# The attributes in which a module keeps its hooks.
+HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
@@ -56,7 +57,7 @@ class Dataflow:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether something other than ``type(module).forward`` sees or makes the module's output."""
-    return "forward" in vars(module) or any(vars(module).get(name) for name in _HOOKS)
+    return "forward" in vars(module) or any(vars(module).get(name) for name in HOOKS)
 
 
 def find_pairs(network: nn.Module, norms: Collection[str], first_layer_name: str, inputs: Inputs) -> Dataflow:
@@ -78,7 +79,7 @@ def find_pairs(network: nn.Module, norms: Collection[str], first_layer_name: str
     for opaque in (False, True):
         probe = shared_copy(network)
         # Hooks would store stand-ins in the user's own objects; pairs whose output a hook may see are refused below.
-        for hooks in (vars(module).get(name) for module in probe.modules() for name in _HOOKS):
+        for hooks in (vars(module).get(name) for module in probe.modules() for name in HOOKS):
             if hooks:
                 hooks.clear()
         tracer = _Tracer({module for name, module in probe.named_modules() if name == first_layer_name}, opaque)

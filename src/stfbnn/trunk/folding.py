@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,17 @@ class FoldingReport:
     left: Mapping[str, str] = field(default_factory=dict)
     convolutions: tuple[str, ...] = ()
     first_layer_affine: FirstLayerAffine | None = None
+
+    def record(self) -> dict[str, Any] | None:
+        """What was folded, JSON-able; None where the network is as it came, so that inputs are not needed to restore it."""
+        if not (self.folded or self.local or self.left or self.convolutions):
+            return None
+        return {
+            "folded": dict(self.folded),
+            "local": sorted(self.local),
+            "left": sorted(self.left),
+            "convolutions": len(self.convolutions),
+        }
 
     def summary(self) -> str:
         """Say in a few lines what was done and why the rest was not."""

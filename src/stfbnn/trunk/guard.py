@@ -74,6 +74,11 @@ class ChangeGuard:
             owner.children = [(key, weakref.ref(child)) for key, child in module._modules.items() if child is not None]
             self._owners.append(owner)
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The network that is watched; None once it is deleted, and for a guard that was pickled."""
+        return next((owner.module() for owner in self._owners if not owner.name), None)
+
     def check(self) -> None:
         """Compare the network with what it was; well under a microsecond per tensor where nothing has changed.
 

@@ -63,7 +63,7 @@ class FunctionCheck:
             if not before or len(after) != len(before):
                 return "the network returns no floating-point tensors, by which folding could be checked"
             for one, other in zip(before, after, strict=True):
-                error_size, allowed = _difference(one, other)
+                error_size, allowed = difference(one, other)
                 if not error_size <= allowed:
                     return f"the folded network differs by {error_size:.1e}, where rounding explains {allowed:.1e}"
         return ""
@@ -105,8 +105,16 @@ def _float_tensors(value: Any) -> Iterator[Tensor]:
         yield from _float_tensors(part)
 
 
-def _difference(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """The largest difference of two outputs, infinite if they differ in kind, and how much rounding may explain."""
+def difference(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """The largest difference of two outputs, infinite if they differ in kind, and how much rounding may explain.
+
+    Args:
+        one: What is expected.
+        other: What was found.
+
+    Returns:
+        max |one − other|, and some hundreds of roundings of the largest number in ``one``.
+    """
     if one.shape != other.shape or one.dtype != other.dtype:
         return float("inf"), 0.0
     finite = torch.isfinite(one)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from stfbnn.batches import to_device
+from stfbnn.batches import WEIGHT_KEY
 from stfbnn.draws import Draws
 from stfbnn.errors import InputError
 from stfbnn.inference.minibatch import chunks
@@ -21,9 +22,17 @@ from stfbnn.randomness import seeded
 
 @torch.no_grad()
 def training_nll(
-    bnn: BayesianNetwork, loader: Iterable[Any], likelihood: Likelihood, target_key: str, samples: int, seed: int
+    bnn: BayesianNetwork,
+    loader: Iterable[Any],
+    likelihood: Likelihood,
+    target_key: str,
+    samples: int,
+    seed: int,
+    weight_key: str = WEIGHT_KEY,
 ) -> float:
     """E_q[−log p(y | x, w)] over the training data, nats per example: the mean over draws, in one pass.
+
+    Examples count by their weights; the sum is divided by their number.
 
     Args:
         bnn: The network.
@@ -32,17 +41,17 @@ def training_nll(
         target_key: The target's entry in mappings.
         samples: Draws, the same for every example.
         seed: Of the draws, and of what the loader draws.
+        weight_key: The weights' entry in mappings.
     """
     draws = Draws(bnn, samples, seed)
     total, examples = 0.0, 0
     with seeded(seed, "training-nll"):
         for batch in loader:
-            inputs, target = checked_batch(batch, target_key)
-            for part, targets in chunks(to_device(inputs, bnn.device), target.to(bnn.device), bnn.device):
-                for outputs in draws.outputs(part):
-                    logs = torch.stack([likelihood.log_prob(draw, targets) for draw in outputs])
+            for part in chunks(checked_batch(batch, target_key, weight_key).to(bnn.device), bnn.device):
+                for outputs in draws.outputs(part.inputs):
+                    logs = torch.stack([part.weighted(likelihood.log_prob(draw, part.target)) for draw in outputs])
                     total -= float(logs.double().sum()) / draws.count
-                examples += len(targets)
+                examples += len(part)
     return total / examples
 
 
@@ -52,8 +61,13 @@ def distance(posterior: Posterior, other: Posterior) -> float:
     return float((mean - center).norm() / center.norm())
 
 
-def disagreement(prediction: Prediction, other: Prediction) -> float | None:
+def disagreement(prediction: Prediction, other: Prediction, counted: Tensor | None = None) -> float | None:
     """How far two predictions of the same examples differ.
+
+    Args:
+        prediction: One.
+        other: The other one.
+        counted: Which labels are compared, in their shape; None for all.
 
     Returns:
         For labels, the share that differ; for numbers, the root mean square difference of the means over that of the second
@@ -61,7 +75,8 @@ def disagreement(prediction: Prediction, other: Prediction) -> float | None:
     """
     mine, theirs = getattr(prediction, "labels", None), getattr(other, "labels", None)
     if mine is not None and theirs is not None:
-        return float((mine != theirs).double().mean())
+        differ = (mine != theirs).double()
+        return float((differ if counted is None else differ[counted]).mean())
     try:
         gap, width = prediction.mean - other.mean, other.std  # type: ignore[attr-defined]
     except (AttributeError, InputError):

@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from stfbnn.layer_parameters import EMBEDDINGS
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import Mixture
 from stfbnn.randomness import generator, seeded
@@ -65,6 +66,13 @@ def kept_where_unused(bnn: BayesianNetwork, vector: Tensor, used: Tensor) -> Ten
         vector: Retrained weights (d,).
         used: Whether a weight ever had one, (d,).
     """
-    if not isinstance(bnn.network.get_submodule(bnn.layer_name), nn.Embedding | nn.EmbeddingBag):
-        return vector
-    return torch.where(used, vector, bnn.trained_vector().to(vector))
+    layer = bnn.network.get_submodule(bnn.layer_name)
+    embeddings = [part for part in layer.modules() if isinstance(part, EMBEDDINGS)]
+    tables = {id(parameter) for part in embeddings for parameter in part.parameters()}
+    rows = {
+        name: torch.full(parameter.shape, id(parameter) in tables, device=vector.device)
+        for name, parameter in layer.named_parameters()
+    }
+    # A bias that a folded batch norm added is not among the layout's names.
+    kept = bnn.layout.flatten(rows) & ~used
+    return torch.where(kept, bnn.trained_vector().to(vector), vector)

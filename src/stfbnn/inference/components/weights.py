@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stfbnn.predictive.weighting import mean_over_examples
+
 _LARGEST_GAP = 1e-6
 _MOST_STEPS = 5_000
 # A mixture's weights are positive.
@@ -28,7 +30,7 @@ class Stacking:
     gap: float
 
 
-def stack(log_densities: Tensor) -> Stacking:
+def stack(log_densities: Tensor, weights: Tensor | None = None) -> Stacking:
     """Stacking (Wolpert 1992; Yao et al. 2018): argmax_π (1/N) Σ_n log Σ_k π_k p_k(y_n) over the simplex.
 
     The objective is concave. Its gradient is g_k = (1/N) Σ_n p_k(y_n) / p(y_n), with Σ_k π_k g_k = 1, so that no weights
@@ -38,34 +40,35 @@ def stack(log_densities: Tensor) -> Stacking:
 
     Args:
         log_densities: log p_k(y_n | x_n), (K, N).
+        weights: What each example counts in the means over n, (N,); None where all count the same.
     """
     log_densities = log_densities.double()
     top = log_densities.amax(dim=0)
     densities = (log_densities - top).exp()
-    weights = torch.full((len(densities),), 1 / len(densities), dtype=torch.float64)
-    mixed, stride = weights @ densities, 1.0
-    gradient = (densities / mixed).mean(dim=1)
+    shares = torch.full((len(densities),), 1 / len(densities), dtype=torch.float64)
+    mixed, stride = shares @ densities, 1.0
+    gradient = mean_over_examples(densities / mixed, weights)
     for _ in range(_MOST_STEPS):
         if float(gradient.max()) - 1 <= _LARGEST_GAP:
             break
-        step = weights * gradient**stride
+        step = shares * gradient**stride
         step /= step.sum()
         there = step @ densities
-        if stride > 1 and not float((there / mixed).log().mean()) >= 0:
+        if stride > 1 and not float(mean_over_examples((there / mixed).log(), weights)) >= 0:
             stride = max(1.0, stride / 4)
             continue
-        weights, mixed, stride = step, there, 1.5 * stride
-        gradient = (densities / mixed).mean(dim=1)
-    nll = -float((mixed.log() + top).mean())
+        shares, mixed, stride = step, there, 1.5 * stride
+        gradient = mean_over_examples(densities / mixed, weights)
+    nll = -float(mean_over_examples(mixed.log() + top, weights))
     # A vertex may still be better than what a bounded number of steps has reached.
-    singles = -log_densities.mean(dim=1)
+    singles = -mean_over_examples(log_densities, weights)
     best = int(singles.argmin())
     if float(singles[best]) < nll:
-        weights = torch.zeros_like(weights)
-        weights[best] = 1.0
+        shares = torch.zeros_like(shares)
+        shares[best] = 1.0
         nll = float(singles[best])
-        gradient = (densities / densities[best]).mean(dim=1)
-    return Stacking(weights, nll, max(0.0, float(gradient.max()) - 1))
+        gradient = mean_over_examples(densities / densities[best], weights)
+    return Stacking(shares, nll, max(0.0, float(gradient.max()) - 1))
 
 
 def free_energy_weights(free_energies: Tensor, num_examples: int, temperature: float) -> Tensor:
@@ -101,7 +104,9 @@ class Choice:
         return [number for number, reason in enumerate(self.reasons) if not reason]
 
 
-def weigh_by_held_out(log_densities: Tensor, max_excess: float, min_weight: float) -> Choice:
+def weigh_by_held_out(
+    log_densities: Tensor, max_excess: float, min_weight: float, weights: Tensor | None = None
+) -> Choice:
     """Drop what never became good, stack, drop what then has next to no weight, and stack the rest anew.
 
     A component that is poor throughout may have some weight all the same, where number 0 is so sure of its errors that
@@ -111,23 +116,24 @@ def weigh_by_held_out(log_densities: Tensor, max_excess: float, min_weight: floa
         log_densities: log p_k(y_n | x_n) on held-out data, (K, N).
         max_excess: A component that is worse than number 0 by more than this, nats per example, never became good.
         min_weight: Any component of less weight is dropped.
+        weights: What each example counts, (N,); None where all count the same.
     """
-    scores = -log_densities.double().mean(dim=1)
+    scores = -mean_over_examples(log_densities, weights)
     reasons = [
         _never_good("held-out NLL", score, float(scores[0])) if score - float(scores[0]) > max_excess else ""
         for score in scores.tolist()
     ]
     kept = [number for number, reason in enumerate(reasons) if not reason]
     while True:
-        weights = stack(log_densities[kept]).weights
+        found = stack(log_densities[kept], weights).weights
         least = []
-        for number, weight in zip(kept, weights.tolist(), strict=True):
+        for number, weight in zip(kept, found.tolist(), strict=True):
             if weight < max(min_weight, _NO_WEIGHT):
                 reasons[number] = f"adds nothing to the others: its weight would be {weight:.1g}"
             else:
                 least.append(number)
         if least == kept:
-            return Choice(_spread(weights, kept, len(scores)), tuple(reasons))
+            return Choice(_spread(found, kept, len(scores)), tuple(reasons))
         kept = least
 
 

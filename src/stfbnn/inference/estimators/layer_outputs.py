@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from stfbnn.batches import Inputs, call_model
+from stfbnn.batches import Inputs, concatenate, rows
 from stfbnn.errors import InputError
 from stfbnn.inference.estimators.base import Average, Estimate, Estimator, Minibatch, Sampler
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import MeanFieldPosterior
+from stfbnn.randomness import generator, seeded
+from stfbnn.trunk.dataflow import HOOKS
+from stfbnn.trunk.verification import difference
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Below it the standard deviation of a pre-activation is no longer divided by: all inputs of a row may be zero.
@@ -47,18 +51,12 @@ class LocalReparameterization(Estimator):
                 f"local reparameterisation is exact only for a Linear first layer, but {bnn.layer_name!r} is a "
                 f'{type(layer).__name__}; use estimator="antithetic"'
             )
-        if bnn.first_layer.calls != 1:
+        shapes = _require_stand_in(bnn, example, self.name)
+        if bnn.first_layer.calls != 1 or len(shapes) != 1:
             raise InputError(
                 f"local reparameterisation needs a layer that is called once, but {bnn.layer_name!r} is called "
-                f'{bnn.first_layer.calls} times; use estimator="antithetic"'
+                f'{max(bnn.first_layer.calls, len(shapes))} times; use estimator="antithetic"'
             )
-        shapes: list[tuple[int, ...]] = []
-        handle = layer.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
-        try:
-            with torch.no_grad():
-                call_model(bnn.network, example)
-        finally:
-            handle.remove()
         if len(shapes[0]) != 2:
             raise InputError(
                 f"local reparameterisation needs a layer that is applied once to an example, but the input of "
@@ -75,9 +73,11 @@ class LocalReparameterization(Estimator):
             def forward(start: int, stop: int, noise: Tensor = noise) -> Callable[[Tensor], Tensor]:
                 def run(x: Tensor) -> Tensor:
                     mean = view.call(x, view.means)
-                    squares = {name: value.square() for name, value in view.stds.items()}
-                    variance = view.call(x.square(), squares).clamp_min(_SMALLEST_VARIANCE)
-                    return mean + variance.sqrt() * noise[start:stop].to(mean.dtype)
+                    # Squares leave the range of half precision.
+                    wide = torch.promote_types(x.dtype, torch.float32)
+                    squares = {name: value.to(wide).square() for name, value in view.stds.items()}
+                    variance = view.call(x.to(wide).square(), squares).clamp_min(_SMALLEST_VARIANCE)
+                    return mean + (variance.sqrt() * noise[start:stop]).to(mean.dtype)
 
                 return run
 
@@ -99,8 +99,7 @@ class Flipout(Estimator):
     name: ClassVar[str] = "flipout"
 
     def check(self, bnn: BayesianNetwork, example: Inputs) -> None:
-        """Only for a mean-field posterior over a Linear or convolutional layer."""
-        del example
+        """Only for a mean-field posterior over a Linear or convolutional layer that has the batch first."""
         _require_mean_field(bnn, self.name)
         layer = bnn.network.get_submodule(bnn.layer_name)
         if type(layer) is not nn.Linear and type(layer) not in _CONVOLUTIONS:
@@ -108,6 +107,7 @@ class Flipout(Estimator):
                 f"flipout is for Linear and convolutional first layers, but {bnn.layer_name!r} is a "
                 f'{type(layer).__name__}; use estimator="antithetic"'
             )
+        _require_stand_in(bnn, example, self.name)
 
     def estimate(self, minibatch: Minibatch, sampler: Sampler, generator: torch.Generator) -> Estimate:
         """The mean over the draws of the loss with flipped deviations."""
@@ -152,8 +152,7 @@ class _LinearInWeights:
     def __init__(self, bnn: BayesianNetwork, sampler: Sampler) -> None:
         self._bnn, self._sampler = bnn, sampler
         self.layer = bnn.network.get_submodule(bnn.layer_name)
-        # A twin whose forward is the layer's own while another stands in for the layer's.
-        self._plain = copy.copy(self.layer)
+        self._plain = _plain_twin(self.layer)
         with torch.enable_grad():
             mean, std = sampler.moments()
             self.like = mean
@@ -196,6 +195,64 @@ class _LinearInWeights:
 
 def _signs(rows: int, channels: int, generator: torch.Generator, like: Tensor) -> Tensor:
     return (torch.randint(0, 2, (rows, channels), generator=generator) * 2 - 1).to(like)
+
+
+def _plain_twin(layer: nn.Module) -> nn.Module:
+    """A layer whose forward is its own while another stands in for the layer's, and without hooks, which run around that."""
+    twin = copy.copy(layer)
+    vars(twin).update({name: OrderedDict() for name in HOOKS if vars(twin).get(name)})
+    return twin
+
+
+def _require_stand_in(bnn: BayesianNetwork, example: Inputs, name: str) -> list[tuple[int, ...]]:
+    """Refuse a network in which a stand-in for the layer's forward, example by example, is not equal to other weights.
+
+    Returns:
+        The shapes of what the layer is given, one for each call.
+
+    Raises:
+        InputError: The layer's forward was replaced, the examples are not the first dimension of its inputs, or its
+            parameters are also read by others.
+    """
+    layer, instead = bnn.network.get_submodule(bnn.layer_name), '; use estimator="antithetic"'
+    if "forward" in vars(layer):
+        raise InputError(
+            f"the forward method of {bnn.layer_name!r} was replaced, which {name!r} cannot see through{instead}"
+        )
+    weights = bnn.trained_vector().to(bnn.posterior.mean_vector())
+    noise = torch.randn(weights.shape, generator=generator(0, "stand-in")).to(weights)
+    # Of the weights' own size, so that what they change cannot be taken for rounding.
+    weights = weights + (weights.square().mean().sqrt() + 0.01) * noise
+    prefix = f"{bnn.layer_name}." if bnn.layer_name else ""
+    parameters = {key.removeprefix(prefix): value for key, value in bnn.substitution(weights).items()}
+    plain = _plain_twin(layer)
+    shapes: list[tuple[int, ...]] = []
+
+    def forward(x: Tensor) -> Tensor:
+        shapes.append(tuple(x.shape))
+        result: Tensor = functional_call(plain, parameters, (x,))
+        return result
+
+    # Twice, for a dimension that is not that of the examples may be of one size with it.
+    for count in (2, 3):
+        inputs = concatenate([rows(example, 0, 1)] * count)
+        shapes.clear()
+        with torch.no_grad(), seeded(0, "stand-in"):
+            expected = bnn.outputs(weights, inputs)
+        with torch.no_grad(), seeded(0, "stand-in"), bnn.layer_forward(forward):
+            found = bnn.run(bnn.network, inputs)
+        if any(shape[0] != count for shape in shapes):
+            raise InputError(
+                f"{name!r} needs the examples to be the first dimension of what {bnn.layer_name!r} is given, but for {count} "
+                f"examples its input has the shape {shapes[0]}{instead}"
+            )
+        error, allowed = difference(expected, found)
+        if not shapes or not error <= allowed:
+            raise InputError(
+                f"the parameters of {bnn.layer_name!r} act on the output in another way than by a call of the layer (they are "
+                f"read elsewhere), which {name!r} cannot see{instead}"
+            )
+    return shapes
 
 
 def _require_mean_field(bnn: BayesianNetwork, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -51,8 +53,15 @@ class PerExample(Estimator):
 
     def check(self, bnn: BayesianNetwork, example: Inputs) -> None:
         """Only where the network runs example by example."""
-        with torch.no_grad():
-            outputs_of_each(bnn, bnn.trained_vector().expand(batch_size(example), -1), example)
+        # With gradients: some operations can be run so, but not differentiated.
+        with torch.enable_grad():
+            weights = bnn.trained_vector().to(bnn.posterior.mean_vector())
+            vectors = weights.repeat(batch_size(example), 1).requires_grad_()
+            outputs = outputs_of_each(bnn, vectors, example)
+            try:
+                torch.autograd.grad(outputs.sum(), vectors)
+            except RuntimeError as error:
+                raise _unusable(error) from error
 
     def estimate(self, minibatch: Minibatch, sampler: Sampler, generator: torch.Generator) -> Estimate:
         """The mean over examples and draws of loss(w_n; x_n, y_n)."""
@@ -76,12 +85,28 @@ def outputs_of_each(bnn: BayesianNetwork, vectors: Tensor, inputs: Inputs) -> Te
         return bnn.outputs(vector, map_tensors(example, lambda tensor: tensor.unsqueeze(0))).squeeze(0)
 
     try:
-        outputs: Tensor = torch.vmap(one)(vectors, inputs)
+        with _plain_attention():
+            outputs: Tensor = torch.vmap(one)(vectors, inputs)
     except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f'the network cannot run with weights of their own for each example ({error}); use estimator="antithetic"'
-        ) from error
+        raise _unusable(error) from error
     return outputs
+
+
+def _unusable(error: Exception) -> InputError:
+    return InputError(
+        f'the network cannot run with weights of their own for each example ({error}); use estimator="antithetic"'
+    )
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """No fused attention within a block: under vmap it does not see that gradients are needed, and it has none."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _chain(weights: Tensor, sampler: Sampler, gradient: Tensor) -> tuple[Tensor, ...]:
