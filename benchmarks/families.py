@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from stfbnn.files import write_json, write_text
 from stfbnn.inference.components.weights import stack
 from stfbnn.posterior import MixturePosterior
 from stfbnn.predictive import CategoricalPrediction
-from tasks import MEMBERS, SEEDS, TASKS, task_data, trained
+from tasks import MEMBERS, SEEDS, TASKS, cache, task_data, trained
 
 SAMPLES = 32
 COUNTS = (2, 4, 8)
@@ -172,18 +173,34 @@ class Seed:
         self.held_loader = known.loader(held, 1000)
         self.methods: dict[str, dict[str, float]] = {}
         self.notes: dict[str, Any] = {"stage_one_seconds": [seconds for _, seconds in self.networks]}
+        # What a run that was stopped had done.
+        self.partial = cache() / f"families-{name}-{seed}.json"
+        if self.partial.exists():
+            saved = json.loads(self.partial.read_text())
+            self.methods, self.notes = saved["methods"], saved["notes"]
 
     def run(self) -> dict[str, Any]:
-        """Run them all."""
-        self._baselines()
+        """Run those that are missing."""
+        parts: list[tuple[str, Callable[[], None]]] = [("baselines", self._baselines)]
         for method, posterior, engine in FAMILIES:
             if method not in self.plan.skipped:
-                bnn, run, seconds = self._fitted(posterior, engine)
-                self.notes[method] = run.as_dict()
-                self._add(method, lambda x, bnn=bnn: posterior_outputs(bnn, x), seconds, run.predictive_temperature)
+                parts.append((method, partial(self._family, method, posterior, engine)))
         for family, counts in (("mean-field", COUNTS), ("point", COUNTS[:2])):
-            self._mixtures(family, counts)
+            parts.append((f"mixture of {family}", partial(self._mixtures, family, counts)))
+        for name, part in parts:
+            if name not in self.notes:
+                part()
+                self.notes.setdefault(name, None)
+                write_json(self.partial, json.loads(json.dumps(self._record(), default=float)))
+        return self._record()
+
+    def _record(self) -> dict[str, Any]:
         return {"seed": self.seed, "methods": self.methods, "notes": self.notes}
+
+    def _family(self, method: str, posterior: str, engine: str) -> None:
+        bnn, run, seconds = self._fitted(posterior, engine)
+        self.notes[method] = run.as_dict()
+        self._add(method, lambda x: posterior_outputs(bnn, x), seconds, run.predictive_temperature)
 
     def _add(self, method: str, run: Run, seconds: float, tau: float, mean_only: bool = False) -> None:
         inside = run(self.test[0])

@@ -113,9 +113,14 @@ def task_data(name: str, seed: int) -> Data:
     return Data(train, held, source.test, outside, mean, std)
 
 
+def cache() -> Path:
+    """Where what is slow to make is kept."""
+    return Path(os.environ.get("STFBNN_CACHE", Path.home() / ".cache" / "stfbnn-benchmarks"))
+
+
 def trained(name: str, seed: int, member: int = 0, known: Data | None = None) -> tuple[nn.Module, float]:
     """A trained network, from the cache where it is there, and the processor's seconds that stage one took."""
-    folder = Path(os.environ.get("STFBNN_CACHE", Path.home() / ".cache" / "stfbnn-benchmarks"))
+    folder = cache()
     path = folder / f"{name}-{seed}-{member}.pt"
     task = TASKS[name]
     torch.manual_seed(1000 * seed + member)

@@ -13,7 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stfbnn.adapters import Adapters
     from stfbnn.artifact import load, save
+    from stfbnn.conversion import bayesianize
+    from stfbnn.deployment import Exported, ExportError, PredictiveModule, export, predictive_module
     from stfbnn.errors import (
         ArtifactError,
         CheckpointError,
@@ -24,12 +27,16 @@ if TYPE_CHECKING:
         NotFittedError,
         StfbnnError,
     )
+    from stfbnn.estimators_sklearn import StfClassifier, StfRegressor
+    from stfbnn.hub import from_pretrained, push_to_hub
     from stfbnn.inference.diagnostics import Finding, diagnose
     from stfbnn.inference.estimators import Flipout, LocalReparameterization, PerExample, SharedSample
     from stfbnn.inference.fit import fit
     from stfbnn.inference.history import ComponentRecord, FitRecord, FitRun, StageStart, TemperatureTrial
     from stfbnn.inference.hmc import HMCRun, sample_hmc
+    from stfbnn.inference.stepwise import Inference
     from stfbnn.inference.suggest_prior import PriorSuggestion, PriorTrial, suggest_prior
+    from stfbnn.layer_listing import LayerChoice, layer_choices
     from stfbnn.likelihood import (
         Bernoulli,
         Categorical,
@@ -40,7 +47,8 @@ if TYPE_CHECKING:
         Poisson,
     )
     from stfbnn.locate import FirstLayer, locate_first_layer
-    from stfbnn.network import BayesianNetwork, bayesianize
+    from stfbnn.merging import merge
+    from stfbnn.network import BayesianNetwork
     from stfbnn.posterior import (
         Filterwise,
         Full,
@@ -69,7 +77,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "adapters": ("Adapters",),
     "artifact": ("load", "save"),
+    "conversion": ("bayesianize",),
+    "deployment": ("ExportError", "Exported", "PredictiveModule", "export", "predictive_module"),
     "errors": (
         "ArtifactError",
         "CheckpointError",
@@ -80,12 +91,16 @@ _HOMES = {
         "NotFittedError",
         "StfbnnError",
     ),
+    "estimators_sklearn": ("StfClassifier", "StfRegressor"),
+    "hub": ("from_pretrained", "push_to_hub"),
     "inference.diagnostics": ("Finding", "diagnose"),
     "inference.estimators": ("Flipout", "LocalReparameterization", "PerExample", "SharedSample"),
     "inference.fit": ("fit",),
     "inference.history": ("ComponentRecord", "FitRecord", "FitRun", "StageStart", "TemperatureTrial"),
     "inference.hmc": ("HMCRun", "sample_hmc"),
+    "inference.stepwise": ("Inference",),
     "inference.suggest_prior": ("PriorSuggestion", "PriorTrial", "suggest_prior"),
+    "layer_listing": ("LayerChoice", "layer_choices"),
     "likelihood": (
         "Bernoulli",
         "Categorical",
@@ -96,7 +111,8 @@ _HOMES = {
         "Poisson",
     ),
     "locate": ("FirstLayer", "locate_first_layer"),
-    "network": ("BayesianNetwork", "bayesianize"),
+    "merging": ("merge",),
+    "network": ("BayesianNetwork",),
     "posterior": (
         "Filterwise",
         "Full",
@@ -125,6 +141,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Adapters",
     "ArtifactError",
     "BayesianNetwork",
     "Bernoulli",
@@ -136,6 +153,8 @@ __all__ = [
     "CustomLikelihood",
     "CustomPrediction",
     "DataError",
+    "ExportError",
+    "Exported",
     "Filterwise",
     "Finding",
     "FirstLayer",
@@ -149,7 +168,9 @@ __all__ = [
     "HMCRun",
     "HeteroscedasticGaussian",
     "HeteroscedasticPrediction",
+    "Inference",
     "InputError",
+    "LayerChoice",
     "LayerError",
     "Likelihood",
     "LocalReparameterization",
@@ -166,20 +187,29 @@ __all__ = [
     "PoissonPrediction",
     "Posterior",
     "Prediction",
+    "PredictiveModule",
     "PriorSuggestion",
     "PriorTrial",
     "Samples",
     "SharedSample",
     "StageStart",
+    "StfClassifier",
+    "StfRegressor",
     "StfbnnError",
     "TemperatureTrial",
     "TrainRun",
     "bayesianize",
     "diagnose",
+    "export",
     "fit",
+    "from_pretrained",
+    "layer_choices",
     "load",
     "locate_first_layer",
+    "merge",
     "predict",
+    "predictive_module",
+    "push_to_hub",
     "register_family",
     "sample_hmc",
     "save",

@@ -37,13 +37,14 @@ def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return figures
 
 
-def model_card(bnn: BayesianNetwork, name: str, metrics: Mapping[str, float]) -> str:
+def model_card(bnn: BayesianNetwork, name: str, metrics: Mapping[str, float], function: str = "load") -> str:
     """Write the model card.
 
     Args:
         bnn: A fitted network.
-        name: The folder's name, for the example.
+        name: The folder's or the repository's name, for the example.
         metrics: Figures by name; may be empty.
+        function: The function of this library that loads what is under that name, for the example.
 
     Returns:
         Markdown, with the front matter that model hubs read.
@@ -86,7 +87,7 @@ def model_card(bnn: BayesianNetwork, name: str, metrics: Mapping[str, float]) ->
     parts += [
         "## How to load",
         "```python\nimport stfbnn\n\nmodel = ...  # the trained network, with its weights loaded\n"
-        f"bnn = stfbnn.load({name!r}, model{extra})\nprediction = stfbnn.predict(bnn, inputs)\n```",
+        f"bnn = stfbnn.{function}({name!r}, model{extra})\nprediction = stfbnn.predict(bnn, inputs)\n```",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -138,6 +138,26 @@ def test_at_mean_has_no_epistemic_part(fitted, tmp_path):
     assert said["means"]["epistemic"] == 0 < said["means"]["aleatoric"]
 
 
+def test_merged_weights_predict_as_the_mean_does_and_overwrite_nothing(fitted, trained, tmp_path):
+    said = run_json("merge", fitted[0], "-o", tmp_path / "merged.safetensors")
+    model, merged = mlp((1, 8, 8), 10, hidden=16), mlp((1, 8, 8), 10, hidden=16)
+    model.load_state_dict(load_file(trained[0] / "model.safetensors"))
+    merged.load_state_dict(load_file(tmp_path / "merged.safetensors"))
+    pairs = zip(model.state_dict().items(), merged.state_dict().values(), strict=True)
+    changed = {name for (name, before), after in pairs if not torch.equal(before, after)}
+    assert changed == {f"{said['layer']}.weight", f"{said['layer']}.bias"}
+    x = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    probs = (merged(x).double() / said["predictive_temperature"]).softmax(1)
+    expected = predict(load(fitted[0] / "posterior", model), x, weights="mean").probs
+    torch.testing.assert_close(probs, expected.double(), rtol=1e-5, atol=1e-6)
+
+    weights = trained[0] / "model.safetensors"
+    before = weights.read_bytes()
+    assert "exists" in run("merge", fitted[0], "-o", weights, code=1).stderr
+    assert weights.read_bytes() == before
+    assert "must end in .safetensors" in run("merge", fitted[0], "-o", tmp_path / "merged.pt", code=1).stderr
+
+
 def test_strange_examples_are_told_apart_and_tables_are_printed(fitted, tmp_path):
     strange = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "noise.npz", x=strange)
@@ -313,9 +333,9 @@ def test_mistakes_end_in_one_line_and_exit_code_1(arguments, message, tmp_path, 
 
 
 def test_the_temperatures_to_try_can_be_said(trained, tmp_path):
-    said = run_json("fit", trained[0], "-o", tmp_path, "--epochs", 1, "--temperatures", "0.5,0.2", "--samples", 2)
+    said = run_json("fit", trained[0], "-o", tmp_path, "--epochs", 1, "--temperatures", "0.2,0.5", "--samples", 2)
     assert [trial["temperature"] for trial in said["trials"]] == [0.5, 0.2]
-    assert "from high to low" in run("fit", trained[0], "-o", tmp_path, "--temperatures", "0.2,0.5", code=1).stderr
+    assert "different numbers" in run("fit", trained[0], "-o", tmp_path, "--temperatures", "0.2,0.2", code=1).stderr
 
 
 def test_held_out_data_that_changed_are_refused(trained, tmp_path):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stfbnn.baselines import fit_temperature
+from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.evaluation.evaluate import (
     BAYESIAN,
@@ -22,7 +23,6 @@ from stfbnn.evaluation.evaluate import (
 )
 from stfbnn.inference.fit import fit
 from stfbnn.likelihood import Categorical, Gaussian
-from stfbnn.network import bayesianize
 from stfbnn.prediction import predict
 from stfbnn.predictive import CategoricalPrediction, GaussianPrediction
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stfbnn.cli import demo, evaluate, fit, predict, train
+from stfbnn.cli import demo, evaluate, export, fit, merge, predict, train
 from stfbnn.cli.options import help_text
 from stfbnn.cli.output import Interrupted, complain
 from stfbnn.errors import StfbnnError
@@ -29,6 +29,7 @@ The way, in short:
     stfbnn fit run                            stage two: its first layer
     stfbnn evaluate run --ood OTHER           is it better, and at what?
     stfbnn predict run --data NEW -o p.csv    classes with their uncertainty
+    stfbnn export run -o model.onnx           the same from one file, without this library
 
 A network that is trained already needs no `train`: give `fit` its --model, --checkpoint and --data.
 
@@ -78,6 +79,8 @@ app.command("train", help=train.HELP)(train.train)
 app.command("fit", help=fit.HELP)(fit.fit)
 app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
 app.command("predict", help=predict.HELP)(predict.predict)
+app.command("export", help=export.HELP)(export.export)
+app.command("merge", help=merge.HELP)(merge.merge)
 
 
 def _version(wanted: bool) -> None:
