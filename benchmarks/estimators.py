@@ -116,13 +116,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=32)
     parser.add_argument("--timings", type=int, default=9)
     arguments = parser.parse_args()
-    results = {}
+    path = RESULTS / "estimators.json"
+    # What another call found for other tasks stays.
+    results = json.loads(path.read_text())["tasks"] if path.exists() else {}
     for name in arguments.tasks:
         results[name] = [one_seed(name, seed, arguments.repeats, arguments.timings) for seed in SEEDS]
         settings = {"batch": BATCH, "temperature": TEMPERATURE, "repeats": arguments.repeats, "seeds": SEEDS}
         content = {"environment": environment(), "settings": settings, "tasks": results}
-        write_json(RESULTS / "estimators.json", json.loads(json.dumps(content)))
-        write_text(RESULTS / "estimators.md", table(results))
+        write_json(path, json.loads(json.dumps(content)))
+        write_text(path.with_suffix(".md"), table(results))
     print(table(results))
 
 

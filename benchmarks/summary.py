@@ -6,6 +6,7 @@ python benchmarks/summary.py
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,36 @@ def figure(runs: list[dict[str, Any]]) -> Figure:
     return shown
 
 
+def methods_of(runs: list[dict[str, Any]]) -> list[str]:
+    """The methods of a comparison of families, each before itself with τ."""
+    return list(runs[0]["methods"])
+
+
+def families(content: dict[str, Any], shown: Mapping[str, str] | None = None) -> str:
+    """Every family beside the network and the ensemble; seconds as multiples of one network's training."""
+    runs = content["runs"]
+    chosen = shown or {method: method for method in methods_of(runs)}
+    far = [key for key in runs[0]["methods"]["network"] if key.startswith("auroc_entropy_")] if shown is None else []
+    columns = [*SHOWN, *((key, f"{key.rsplit('_', 1)[1]}: AUROC") for key in far)]
+    lines = ["| method | " + " | ".join(title for _, title in columns) + " | time |", "|---" * (len(columns) + 2) + "|"]
+    for method, label in chosen.items():
+        cells = [spread(runs, method, key) for key, _ in columns]
+        times = [run["methods"][method]["seconds"] / run["notes"]["stage_one_seconds"][0] for run in runs]
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {np.median(times):.2f} |")
+    return "\n".join(lines)
+
+
+def further_components(content: dict[str, Any], family: str) -> str:
+    """What one more component of a mixture took, as a share of one more network's training."""
+    shares, retraining = [], []
+    for run in content["runs"]:
+        network = float(np.mean(run["notes"]["stage_one_seconds"][1:]))
+        for one in run["notes"][f"mixture of {family}"]["components"][1:]:
+            shares.append((one["retraining_seconds"] + one["inference_seconds"]) / network)
+            retraining.append(one["retraining_seconds"] / network)
+    return f"{100 * np.median(shares):.0f} % ({100 * np.median(retraining):.0f} % of it for retraining)"
+
+
 def hmc_table(runs: list[dict[str, Any]]) -> str:
     """Families and engines against the reference."""
     keys = ("free energy", "predictive TV", "mean error", "std ratio", "covariance error", "test NLL")
@@ -198,10 +229,15 @@ def main() -> None:
     for name, text in parts.items():
         template = template.replace(f"@{name}@", text)
     write_text(DOCS / "results.md", template)
-    readme = DOCS.parent / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    put(DOCS.parent / "README.md", quality(mlp["runs"], ()))
+    put(DOCS / "any-network.md", f"{markdown('architectures')}\n\n{where(read('architectures'))}")
+
+
+def put(page: Path, text: str) -> None:
+    """Put a text between the marks of a page."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
-    write_text(readme, f"{before}{BEGIN}\n{quality(mlp['runs'], ())}\n{END}{after}")
+    write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

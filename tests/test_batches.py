@@ -1,6 +1,7 @@
 """The one rule by which batches are read and models are called."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -185,3 +186,22 @@ def test_a_progress_bar_shows_what_it_is_told(capsys: pytest.CaptureFixture[str]
     with progress_bar("work", 3, show=False) as bar:
         bar.advance()
     assert not capsys.readouterr().err
+
+
+def test_constants_of_one_batch_never_stand_for_those_of_another() -> None:
+    batches: list[Any] = [
+        {"x": X, "scale": 1.0},
+        {"x": X, "scale": 1.0},
+        {"x": X, "scale": -3.0},
+        {"x": X, "mask": None},
+    ]
+    chunks: list[Any] = list(rechunk(batches, 64))
+    assert [(len(chunk["x"]), chunk.get("scale")) for chunk in chunks] == [(8, 1.0), (4, -3.0), (4, None)]
+
+
+@pytest.mark.parametrize("value", [{"x": X, "more": {"z": X}}, (X, [X, None]), ([X, X],), {"states": ((X, X),)}])
+def test_tensors_within_further_containers_which_could_not_be_cut_are_refused(value: object) -> None:
+    with pytest.raises(InputError, match="that holds tensors: the tensors of a batch must stand in one"):
+        as_inputs(value)
+    with pytest.raises(InputError, match="that holds tensors"):
+        training_batch((value, Y))

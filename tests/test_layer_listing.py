@@ -8,7 +8,7 @@ from torch import nn
 
 import stfbnn
 from core_models import conv_net
-from stfbnn.errors import InputError
+from stfbnn.errors import InputError, LayerError
 from stfbnn.layer_listing import advice_on_size, layer_choices
 
 
@@ -70,3 +70,13 @@ def test_the_advice_names_neither_normalisations_nor_other_large_layers():
 def test_what_is_no_model_is_refused():
     with pytest.raises(InputError, match=r"torch\.nn\.Module"):
         layer_choices([1], IDS)
+
+
+# PyTorch's own quantised layers are on their way out, and it says so.
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_first_layer_is_refused_and_not_passed_over() -> None:
+    quantised = torch.ao.nn.quantized.dynamic.Linear(6, 8)
+    model = nn.Sequential(quantised, nn.ReLU(), nn.Linear(8, 3)).eval()
+    with pytest.raises(LayerError, match=r"'0' \(Linear\) that the data meet first is quantised"):
+        stfbnn.bayesianize(model, torch.randn(4, 6))
+    assert stfbnn.bayesianize(model, torch.randn(4, 6), layer="2").layer_name == "2"

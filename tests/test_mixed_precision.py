@@ -83,3 +83,42 @@ def test_what_cannot_be_computed_in_is_refused():
         fitted("mean-field", precision="16-mixed")
     with torch.autocast("cpu", dtype=torch.float16), pytest.raises(InputError, match="underflow"):
         fitted("mean-field")
+
+
+# So few draws are no reference, and a warning says so.
+@pytest.mark.filterwarnings("ignore")
+def test_a_reference_by_hmc_does_not_depend_on_a_surrounding_autocast():
+    pytest.importorskip("pyro")
+    model, x, y = problem()
+
+    def samples():
+        bnn = stfbnn.bayesianize(model, x[:2])
+        stfbnn.sample_hmc(bnn, [(x, y)], samples=8, warmup=4, chains=2, max_tree_depth=3, progress=False)
+        return bnn.posterior.samples
+
+    plain = samples()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(samples(), plain)
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("onnx", "onnx"), ("torch", "pt2")])
+def test_an_exported_file_is_in_full_precision_whatever_autocast_is_around(form, suffix, tmp_path):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    bnn, _ = fitted("mean-field")
+    x = problem()[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        done = stfbnn.export(bnn, tmp_path / f"model.{suffix}", x[:3], samples=4, format=form)
+    assert done.difference < 1e-6
+    if form == "torch":
+        found = torch.export.load(done.path).module()(x)["probs"]
+        assert torch.allclose(found.double(), stfbnn.predict(bnn, x, samples=4).probs, atol=1e-6)
+
+
+def test_a_predictive_module_takes_its_draws_in_full_precision():
+    bnn, _ = fitted("full")
+    x = problem()[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = stfbnn.predictive_module(bnn, x[:3], samples=4)
+    plain = stfbnn.predictive_module(bnn, x[:3], samples=4)
+    assert torch.equal(inside(x)["probs"], plain(x)["probs"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from core_models import classification, conv_net, loader, mlp
@@ -252,3 +252,21 @@ def test_after_the_model_was_changed() -> None:
         predict(bnn, x)
     with pytest.raises(ModelChangedError):
         bnn(x)
+
+
+def test_several_inputs_in_a_list_are_not_taken_for_batches() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
+            out: Tensor = self.layer(x if z is None else x + z)
+            return out
+
+    x, z = torch.randn(8, 3), torch.randn(8, 3)
+    bnn = bayesianize(Sum(), [x, z])
+    bnn.likelihood = Categorical()
+    with pytest.raises(InputError, match="a list of tensors, each of which would be a batch"):
+        predict(bnn, [x, z])
+    assert torch.equal(predict(bnn, [(x, z)], has_targets=False).probs, predict(bnn, (x, z)).probs)

@@ -63,7 +63,8 @@ def as_inputs(value: Any) -> Inputs:
     """Check that ``value`` can be given to a model, turning a list into a tuple.
 
     Raises:
-        InputError: It is not a tensor, a tuple or list, or a mapping, or holds no tensor at all.
+        InputError: It is not a tensor, a tuple or list, or a mapping, or it holds no tensor at all, or tensors within further
+            containers.
     """
     if isinstance(value, Tensor):
         return value
@@ -76,6 +77,13 @@ def as_inputs(value: Any) -> Inputs:
             f"inputs must be a tensor, a tuple of tensors or a mapping of tensors, but they are a "
             f"{type(value).__name__}; convert them with torch.as_tensor first"
         )
+    for name, part in _parts(inputs).items():
+        if _holds_tensors(part):
+            # Its tensors would be neither cut into chunks nor moved, and those of the first batch would stand for all.
+            raise InputError(
+                f"the input {name!r} is a {type(part).__name__} that holds tensors: the tensors of a batch must stand in one "
+                f"tuple or mapping; wrap the model in a module that takes them one by one and puts them together"
+            )
     if not tensors_of(inputs):
         raise InputError("inputs hold no tensor; give at least one tensor whose first dimension is the batch")
     return inputs
@@ -276,12 +284,12 @@ def rechunk(batches: Iterable[Inputs], size: int) -> Iterator[Inputs]:
     A single row is not left over, for many models squeeze their outputs and would take it for no batch at all.
 
     What comes out depends on the rows and on ``size`` alone, not on how the rows came in; except that batches whose
-    rows differ in shape (sequences padded batch by batch) are not joined.
+    rows differ in shape (sequences padded batch by batch), or that differ in what is no tensor, are not joined.
     """
     waiting: list[Inputs] = []
     count = 0
     for batch in batches:
-        if waiting and _row_shapes(waiting[0]) != _row_shapes(batch):
+        if waiting and not _are_alike(waiting[0], batch):
             yield concatenate(waiting)
             waiting, count = [], 0
         waiting.append(batch)
@@ -317,8 +325,31 @@ def module_device(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def _row_shapes(inputs: Inputs) -> list[torch.Size]:
-    return [tensor.shape[1:] for tensor in tensors_of(inputs)]
+def _are_alike(one: Inputs, other: Inputs) -> bool:
+    """Whether rows of the two batches may stand in one chunk: its constants are those of the first."""
+    left, right = _parts(one), _parts(other)
+    return left.keys() == right.keys() and all(_is_alike(left[key], right[key]) for key in left)
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape[1:] == other.shape[1:]
+    plain = isinstance(one, bool | int | float | str) and type(one) is type(other)
+    return one is other or (plain and bool(one == other))
+
+
+def _parts(inputs: Inputs) -> dict[Any, Any]:
+    if isinstance(inputs, Tensor):
+        return {0: inputs}
+    return dict(inputs if isinstance(inputs, Mapping) else enumerate(inputs))
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return False
+    return any(isinstance(part, Tensor) or _holds_tensors(part) for part in value)
 
 
 def _as_target(value: Any) -> Tensor:

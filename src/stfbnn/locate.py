@@ -236,6 +236,11 @@ def _first(model: nn.Module, trace: _Trace) -> tuple[str, tuple[str, ...]]:
     skipped: list[str] = []
     for name in trace.order:
         module = model.get_submodule(name)
+        if hasattr(module, "_packed_params"):
+            raise LayerError(
+                f"the layer {name!r} ({type(module).__name__}) that the data meet first is quantised, and posteriors are over "
+                f"real numbers; give the floating-point model, or name a later layer with layer="
+            )
         if not _size(module):
             continue
         if isinstance(module, _NORMALISATIONS) or (name in leaves and is_passed_over(module)):

@@ -91,6 +91,7 @@ def predict(
             "as deterministic, for their seed is fixed",
             stacklevel=2,
         )
+    _refuse_list_of_inputs(bnn, data)
     bnn.check_unchanged()
     shown = progress if _is_loader(data) else bool(progress)
     with bnn.computing_in(precision), progress_bar("predict", _length(data), shown) as bar:
@@ -128,6 +129,18 @@ def input_batches(
             yield _checked(as_inputs(batch[0]))
         else:
             yield _checked(split_batch(batch, target_key, has_targets)[0])
+
+
+def _refuse_list_of_inputs(bnn: BayesianNetwork, data: Any) -> None:
+    """A list is a loader here, though `bayesianize` takes one for several inputs: its tensors would be batches."""
+    taken = bnn.input_description or {}
+    entries = taken["entries"] if taken.get("form") == "tuple" else []
+    several = sum("shape" in entry for entry in entries) > 1
+    if several and isinstance(data, list) and data and all(isinstance(part, Tensor) for part in data):
+        raise InputError(
+            "data are a list of tensors, each of which would be a batch, but the model takes several inputs: give one batch as "
+            "a tuple, or a list of such tuples with has_targets=False"
+        )
 
 
 def _is_loader(data: Any) -> bool:

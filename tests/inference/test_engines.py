@@ -227,3 +227,34 @@ def test_a_point_mass_is_only_retrained(family: str | Mixture, engine: str) -> N
     x, y = torch.randn(8, 6), torch.randint(0, 3, (8,))
     with pytest.raises(InputError, match="not inferred but retrained"):
         fit(bayesianize(mlp(6), x[:2], posterior=family), [(x, y)], temperature=1.0, engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("natural-gradient", "mean-field"),
+        ("natural-gradient", "full"),
+        ("laplace", "filterwise"),
+        ("bayes-by-backprop", "mean-field"),
+    ],
+)
+def test_the_state_of_an_engine_is_taken_to_where_the_posterior_is(name: str, family: str) -> None:
+    # Checkpoints are read onto the CPU. The device "meta" stands for an accelerator.
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    here, there = (bayesianize(mlp(), x[:2], posterior=family, prior="rms-per-parameter") for _ in range(2))
+    shape = engines.no_curvature(here.posterior).shape
+    found = torch.ones(shape) if len(shape) == 1 else torch.eye(shape[-1]).expand(shape).clone()
+    there.posterior.to("meta")
+    there.prior.to("meta")
+
+    def engine(bnn, curvature):  # type: ignore[no-untyped-def]
+        return engines.build_engine(name, bnn.posterior, bnn.prior, 40, 5, curvature, SharedSample(), {})
+
+    started = engine(here, found)
+    started.begin(0.5, 5)
+    resumed = engine(there, found.to("meta"))
+    resumed.load_state(started.state())
+    held = [resumed, *(part for part in vars(resumed).values() if type(part).__name__.endswith("Precision"))]
+    tensors = [value for part in held for value in vars(part).values() if isinstance(value, Tensor)]
+    assert tensors
+    assert {value.device.type for value in tensors if value.numel()} == {"meta"}

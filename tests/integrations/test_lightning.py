@@ -116,9 +116,12 @@ def test_options_are_looked_at_before_the_training():
         StageTwo(bayesianize={"model": None})
 
 
-def test_a_network_that_is_not_there_is_named():
+def test_a_network_that_is_not_there_is_named_before_the_training():
+    module = Classifier()
+    before = copy.deepcopy(module.state_dict())
     with pytest.raises(InputError, match=r"Classifier has no module 'net'; it has .*'model'"):
-        trained(Classifier(), StageTwo(network="net"), loaders()[0], epochs=1)
+        trained(module, StageTwo(network="net"), loaders()[0], epochs=1)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def test_several_processes_are_left_alone():

@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import stfbnn
+from stfbnn.errors import InputError
 from stfbnn.integrations.transformers import StageTwo
 
 
@@ -57,3 +58,8 @@ def test_the_callback_infers_from_the_trainers_own_data(layer, tmp_path):
     pred = stfbnn.predict(bnn, batch)
     assert pred.probs.shape == (10, 2)
     assert float(pred.epistemic.max()) > 0
+
+
+def test_a_network_that_is_not_there_is_named_before_the_training():
+    with pytest.raises(InputError, match=r"BertForSequenceClassification has no module 'net'"):
+        StageTwo(network="net").on_train_begin(None, None, None, model=bert())

@@ -28,6 +28,7 @@ from stfbnn.deployment.predictive_module import (
 from stfbnn.deployment.tracing import NamedInputs, plain_call, quiet, traced
 from stfbnn.errors import InputError
 from stfbnn.files import atomic_path
+from stfbnn.mixed_precision import full_precision
 from stfbnn.network import BayesianNetwork
 
 Format = Literal["onnx", "torch"]
@@ -121,12 +122,14 @@ def export(
     if format == "onnx":
         onnx_file.check_ready(opset)
         onnx_file.check_size(bnn.network, bnn.trained, samples)
+    # A surrounding autocast, for which predictions may have been made, is not to be traced into the file.
     module, loop = build(bnn, example_inputs, samples, seed, layout)
-    expected = plain_call(loop, example_rows(example_inputs, max(_TRIED_ROWS)))
-    entries = {**_entries(bnn, module, seed, expected), **extra}
-    named, program = traced(module, example_rows(example_inputs, _TRACED_ROWS), bnn.network)
+    with full_precision(torch.device("cpu")):
+        expected = plain_call(loop, example_rows(example_inputs, max(_TRIED_ROWS)))
+        entries = {**_entries(bnn, module, seed, expected), **extra}
+        named, program = traced(module, example_rows(example_inputs, _TRACED_ROWS), bnn.network)
     difference: float | None = None
-    with atomic_path(target) as temporary:
+    with full_precision(torch.device("cpu")), atomic_path(target) as temporary:
         if format == "onnx":
             names = onnx_file.write(program, temporary, named.names, module.outputs, opset, entries)
             if onnx_file.has_runtime():

@@ -25,6 +25,7 @@ from stfbnn.deployment.layouts import (
 from stfbnn.draws import Draws
 from stfbnn.errors import InputError
 from stfbnn.likelihood import Likelihood
+from stfbnn.mixed_precision import full_precision
 from stfbnn.network import BayesianNetwork
 from stfbnn.predictive import sums_for
 from stfbnn.trunk import shared_copy
@@ -149,7 +150,8 @@ def build(
     sums_for(likelihood, temperature)
     inputs = example_rows(example_inputs, batch_size(as_inputs(example_inputs)))
     bnn.check_unchanged()
-    with torch.no_grad():
+    # A surrounding autocast would round what is drawn, for good.
+    with torch.no_grad(), full_precision(bnn.device), full_precision(torch.device("cpu")):
         loop = _loop(bnn, likelihood, Draws(bnn, samples, seed))
         _require_outputs(loop, inputs)
         if layout == "loop":

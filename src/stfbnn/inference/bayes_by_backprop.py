@@ -86,6 +86,8 @@ class BayesByBackprop(Engine):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back Adam's state, the step, and the curvature; the widths are the posterior's own."""
-        self._curvature = state["curvature"]
+        curvature = state["curvature"]
+        # A checkpoint is read onto the CPU.
+        self._curvature = None if curvature is None else curvature.to(self.posterior.mean_vector())
         self._adam.load_state_dict(state["adam"])
         self.step_count = int(state["step_count"])

@@ -7,6 +7,9 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+from torch import nn
+
 from stfbnn.errors import InputError
 
 
@@ -30,6 +33,19 @@ def require_count(**settings: int) -> None:
     for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a positive integer, but it is {value!r}")
+
+
+def require_gradients(posterior: nn.Module) -> None:
+    """Refuse to infer under ``torch.inference_mode``, and what was made under it: neither knows gradients.
+
+    Raises:
+        InputError: It is so.
+    """
+    if torch.is_inference_mode_enabled() or any(one.is_inference() for one in posterior.state_dict().values()):
+        raise InputError(
+            "inference of a posterior takes gradients, which there are none of under torch.inference_mode(): call "
+            "bayesianize or load, and what infers, outside of it (torch.no_grad() is no hindrance)"
+        )
 
 
 def require_options(what: str, function: Callable[..., Any], options: Iterable[str], own: Iterable[str] = ()) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from stfbnn.batches import TARGET_KEY, WEIGHT_KEY
 from stfbnn.errors import InputError
-from stfbnn.inference.checks import require_count
+from stfbnn.inference.checks import require_count, require_gradients
 from stfbnn.inference.engines import check_engine, resolve_engine
 from stfbnn.inference.estimators import Estimator, resolve_estimator
 from stfbnn.inference.history import FitRun
@@ -116,6 +116,7 @@ def fit(
     if num_examples is not None:
         require_count(num_examples=num_examples)
     require_rereadable(train_loader)
+    require_gradients(bnn.posterior)
     parts = components_of(bnn.posterior)
     if isinstance(parts[0], PointMassPosterior):
         if temperature == "held-out":

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, Batch, Inputs, concatenate, join_targets
 from stfbnn.errors import InputError
-from stfbnn.inference.checks import require_count, require_positive
+from stfbnn.inference.checks import require_count, require_gradients, require_positive
 from stfbnn.inference.loaders import count_examples
 from stfbnn.inference.minibatch import chunks
 from stfbnn.inference.survey import checked_batch, counted_labels, require_weight
@@ -185,6 +185,7 @@ def sample_hmc(
             f"the layer {bnn.layer_name!r} has {size} weights, more than max_parameters={max_parameters}: chains over so many "
             f"rarely converge in reasonable time. Use stfbnn.fit, or raise max_parameters if you can wait"
         )
+    require_gradients(bnn.posterior)
     bnn.check_unchanged()
     started = time.perf_counter()
     with seeded(seed, "data"):
@@ -274,7 +275,8 @@ class _Energy:
         """U at the weights (d,), a scalar in nats up to a constant, whose gradient is known."""
         vector = weights.detach().to(self._like).requires_grad_()
         total, gradient = 0.0, torch.zeros_like(vector)
-        with torch.enable_grad():
+        # What is exact is not to depend on a surrounding autocast.
+        with torch.enable_grad(), self._bnn.computing_in("32-true"):
             for part in self._chunks:
                 outputs = self._bnn.outputs(vector, part.inputs)
                 loss = -part.weighted(self._likelihood.log_prob(outputs, part.target)).sum()
@@ -294,18 +296,19 @@ class _Energy:
         weights = self._bnn.trained_vector().to(self._like)
         unknown = any(bool(buffer.isnan().any()) for buffer in self._likelihood.buffers())
         seen, labels = 0.0, 0
-        for part in self._chunks:
-            try:
-                outputs = self._bnn.outputs(weights, part.inputs)
-            except (RuntimeError, TypeError) as error:
-                raise InputError(f"the model does not run on the batches of train_loader: {error}") from error
-            self._likelihood.check(outputs, part.target)
-            counted = counted_labels(self._likelihood, part.target)
-            labels += part.target.numel() if counted is None else int(counted.sum())
-            counts = part.total_weight
-            seen += counts
-            if unknown and counts > 0:
-                self._likelihood.move(self._likelihood.estimate(outputs, part.target, part.weight), counts / seen)
+        with self._bnn.computing_in("32-true"):
+            for part in self._chunks:
+                try:
+                    outputs = self._bnn.outputs(weights, part.inputs)
+                except (RuntimeError, TypeError) as error:
+                    raise InputError(f"the model does not run on the batches of train_loader: {error}") from error
+                self._likelihood.check(outputs, part.target)
+                counted = counted_labels(self._likelihood, part.target)
+                labels += part.target.numel() if counted is None else int(counted.sum())
+                counts = part.total_weight
+                seen += counts
+                if unknown and counts > 0:
+                    self._likelihood.move(self._likelihood.estimate(outputs, part.target, part.weight), counts / seen)
         require_weight(seen, labels, "train_loader")
 
 

@@ -107,7 +107,7 @@ class DiagonalPrecision:
     def load_state(self, state: dict[str, Any]) -> None:
         """h; σ comes back with the posterior."""
         self._curvature.copy_(state["curvature"])
-        self._effective, self.delta = float(state["effective"]), state["delta"]
+        self._effective, self.delta = float(state["effective"]), state["delta"].to(self._curvature)
 
     def _set_std(self) -> None:
         self._posterior.set_std((self._effective * (self._curvature + self.delta)).rsqrt())
@@ -250,10 +250,15 @@ class BlockPrecision:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back S; L comes back with the posterior."""
-        self._curvature = state["curvature"]
-        self._precision, self._gradient, self._square = state["precision"], state["averaged"], state["square"]
+
+        def placed(value: Tensor | None) -> Tensor | None:
+            # A checkpoint is read onto the CPU.
+            return None if value is None else value.to(self._posterior.mean_vector())
+
+        self._curvature, self._gradient = placed(state["curvature"]), placed(state["averaged"])
+        self._precision, self._square = state["precision"].to(self._posterior.mean_vector()), placed(state["square"])
         self._kept, self._count = float(state["kept"]), int(state["count"])
-        self._effective, self.delta = float(state["effective"]), state["delta"]
+        self._effective, self.delta = float(state["effective"]), state["delta"].to(self._posterior.mean_vector())
 
     def _averaged(self) -> Tensor | None:
         """L⁻ᵀ (∂ℓ̄/∂L)ᵀ, summed over the minibatches since S moved; None where there are none."""

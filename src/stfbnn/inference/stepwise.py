@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stfbnn.batches import TARGET_KEY, WEIGHT_KEY
 from stfbnn.errors import InputError
-from stfbnn.inference.checks import require_count, require_positive
+from stfbnn.inference.checks import require_count, require_gradients, require_positive
 from stfbnn.inference.engines import ENGINES, check_engine, resolve_engine
 from stfbnn.inference.estimators import Estimator, resolve_estimator
 from stfbnn.inference.history import FitRecord, FitRun, StageStart
@@ -36,7 +37,8 @@ class Inference:
     loop need not be one's own.
 
     Args:
-        bnn: The network, from `bayesianize`. Its posterior starts anew, at the trained weights.
+        bnn: The network, from `bayesianize`. Its posterior starts anew, at the trained weights, and until `finish` it counts
+            as not fitted; where this raises, it is left as it was.
         train_loader: Batches as `fit` takes them. It is read once here, for N and for the curvature of the loss.
         steps: How many there will be: the learning rate falls to 0 with them.
         temperature: T.
@@ -84,6 +86,7 @@ class Inference:
         if num_examples is not None:
             require_count(num_examples=num_examples)
         require_rereadable(train_loader)
+        require_gradients(bnn.posterior)
         if isinstance(bnn.posterior, MixturePosterior):
             raise InputError("a mixture has several posteriors to infer, one after another: use stfbnn.fit")
         bnn.check_unchanged()
@@ -96,15 +99,23 @@ class Inference:
                 raise InputError(f"engine={name!r} does not go by steps: use stfbnn.fit")
             chosen = resolve_estimator(estimator, draws, bnn, self._run.example)
             check_engine(name, engine_options or {}, bnn.posterior, bnn.prior, chosen)
-            bnn.reset_posterior()
             choices = {
                 "epochs": 1,
                 "engine": name,
                 "engine_options": dict(engine_options or {}),
+                "estimator": repr(chosen),
                 "num_examples": num_examples,
+                "steps": steps,
             }
-            self._run.start(choices, chosen, None, False)
-            self._run.engine.begin(float(temperature), steps)
+            before = bnn.posterior_state()
+            try:
+                bnn.reset_posterior()
+                self._run.start(choices, chosen, None, False)
+                self._run.engine.begin(float(temperature), steps)
+            except BaseException:
+                bnn.load_posterior_state(before)
+                raise
+        bnn.likelihood, bnn.temperature, bnn.predictive_temperature = None, None, 1.0
         self._temperature = float(temperature)
         self._noise = generator(seed, "noise", 0, 0)
         self._sums = [0.0, 0.0, time.perf_counter()]
@@ -117,7 +128,8 @@ class Inference:
     @property
     def kl(self) -> float:
         """KL(q‖p) now, in nats."""
-        return self._run.width()[0]
+        with self._bnn.computing_in(self._precision):
+            return self._run.width()[0]
 
     def step(self, batch: Any) -> float:
         """Infer from one batch.
@@ -132,21 +144,23 @@ class Inference:
             InputError: The batch is not usable, the loss is not finite, or all steps are done.
             ModelChangedError: The user's model was changed.
         """
-        if self.done == self.steps or self._finished:
+        if self._finished:
+            raise InputError(f"this inference was finished after {self.done} steps: begin another one")
+        if self.done == self.steps:
             raise InputError(f"all {self.done} steps are done: give a larger number of steps when it begins")
         bnn, run = self._bnn, self._run
         one = checked_batch(batch, run.target_key, run.weight_key).to(bnn.device)
         bnn.check_unchanged()
-        before = run.width() if self.done == 0 else None
         with bnn.computing_in(self._precision):
+            before = run.width() if self.done == 0 else None
             nll = run.step(one, self._noise, self._temperature)
-        if before is not None:
-            run.starts.append(StageStart(self._temperature, *before, nll))
-        self.done += 1
-        self._sums[0] += nll * len(one)
-        self._sums[1] += len(one)
-        if self.done % run.batches == 0 or self.done == self.steps:
-            self._record()
+            if before is not None:
+                run.starts.append(StageStart(self._temperature, *before, nll))
+            self.done += 1
+            self._sums[0] += nll * len(one)
+            self._sums[1] += len(one)
+            if self.done % run.batches == 0 or self.done == self.steps:
+                self._record()
         return nll
 
     def _record(self) -> None:
@@ -170,25 +184,52 @@ class Inference:
 
         Returns:
             The history, one record for each pass over the data.
+
+        Raises:
+            InputError: No step was done.
+            ModelChangedError: The user's model was changed.
         """
+        if self.done == 0:
+            raise InputError(
+                "no step was done, so there is nothing to finish: call step with the batches of the loader"
+            )
+        self._bnn.check_unchanged()
         if self._sums[1]:
-            self._record()
+            with self._bnn.computing_in(self._precision):
+                self._record()
         self._finished = True
         return self._run.conclude(self._temperature, 1.0, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on from here, for ``torch.save``."""
+        """All that is needed to go on from here, for ``torch.save``; later steps do not change it."""
         return {
-            "run": state_of(self._run),
+            # An optimizer's state is what it goes on with, not a copy.
+            "run": copy.deepcopy(state_of(self._run)),
+            "made_with": copy.deepcopy(self._run.signature),
             "done": self.done,
             "sums": self._sums[:2],
             "noise": self._noise.get_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, in an object that was made with the same arguments."""
-        take_state(self._run, state["run"])
+        """Go on from what `state_dict` gave, in an object that was made with the same arguments.
+
+        Raises:
+            InputError: It is no such state, or of an inference on another network, on other data or with other settings.
+        """
+        if "made_with" not in state:
+            raise InputError(
+                "this is not what Inference.state_dict gave; pass it as it was returned or read by torch.load"
+            )
+        theirs, mine = state["made_with"], self._run.signature
+        differing = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        if differing:
+            raise InputError(
+                f"the state is of an inference with another {', '.join(differing)}; make this one with the same arguments"
+            )
+        # Copied, for inference goes on in these tensors.
+        take_state(self._run, copy.deepcopy(state["run"]))
         self._run.engine.total_steps = self.steps
-        self.done = int(state["done"])
+        self.done, self._finished = int(state["done"]), False
         self._sums = [*map(float, state["sums"]), time.perf_counter()]
         self._noise.set_state(state["noise"])

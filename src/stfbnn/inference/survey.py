@@ -168,7 +168,8 @@ def _label_gradients(
 ) -> Iterator[Tensor]:
     root = Batch(part.inputs, part.target, None if part.weight is None else part.weight.sqrt())
     for index in range(draws):
-        loss = root.weighted(likelihood.curvature_log_prob(outputs, part.target, random)).sum()
+        with torch.enable_grad():
+            loss = root.weighted(likelihood.curvature_log_prob(outputs, part.target, random)).sum()
         (gradient,) = torch.autograd.grad(loss, vector, retain_graph=index + 1 < draws)
         yield gradient
 

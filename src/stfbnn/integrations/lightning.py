@@ -58,6 +58,11 @@ class StageTwo(Callback):
         self.bnn: BayesianNetwork | None = None
         self.run: FitRun | None = None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a name that is not there before training, not after it."""
+        del trainer
+        self._options.network_of(pl_module)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Infer."""
         if not in_one_process(trainer.world_size):

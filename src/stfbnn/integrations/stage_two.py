@@ -68,6 +68,18 @@ class StageTwoOptions:
         require_options("bayesianize", bayesianize, self.bayesianize, own=("model", "example_inputs"))
         require_options("fit", fit, self.fit, own=("bnn", "train_loader"))
 
+    def network_of(self, module: nn.Module) -> nn.Module:
+        """The network within the trained module; also asked for before training, which can take long.
+
+        Raises:
+            InputError: There is none of that name.
+        """
+        try:
+            return module.get_submodule(self.network)
+        except AttributeError as error:
+            children = [name for name, _ in module.named_children()]
+            raise InputError(f"{type(module).__name__} has no module {self.network!r}; it has {children}") from error
+
     def run(
         self, module: nn.Module, train_loader: Iterable[Any] | None, val_loader: Iterable[Any] | None
     ) -> tuple[BayesianNetwork, FitRun]:
@@ -78,11 +90,7 @@ class StageTwoOptions:
         """
         if train_loader is None:
             raise InputError("the trainer has no training data to infer the posterior from; pass them to its fit")
-        try:
-            network = module.get_submodule(self.network)
-        except AttributeError as error:
-            children = [name for name, _ in module.named_children()]
-            raise InputError(f"{type(module).__name__} has no module {self.network!r}; it has {children}") from error
+        network = self.network_of(module)
         train = self._rebatched(train_loader)
         options = dict(self.fit)
         if val_loader is not None:

@@ -55,6 +55,13 @@ class StageTwo(TrainerCallback):
         self.bnn: BayesianNetwork | None = None
         self.run: FitRun | None = None
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse a name that is not there before training, not after it."""
+        del args, state, control
+        self._options.network_of(kwargs["model"])
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
