@@ -149,15 +149,10 @@ def figure(runs: list[dict[str, Any]]) -> Figure:
     return shown
 
 
-def methods_of(runs: list[dict[str, Any]]) -> list[str]:
-    """The methods of a comparison of families, each before itself with τ."""
-    return list(runs[0]["methods"])
-
-
 def families(content: dict[str, Any], shown: Mapping[str, str] | None = None) -> str:
     """Every family beside the network and the ensemble; seconds as multiples of one network's training."""
     runs = content["runs"]
-    chosen = shown or {method: method for method in methods_of(runs)}
+    chosen = shown or {method: method for method in runs[0]["methods"]}
     far = [key for key in runs[0]["methods"]["network"] if key.startswith("auroc_entropy_")] if shown is None else []
     columns = [*SHOWN, *((key, f"{key.rsplit('_', 1)[1]}: AUROC") for key in far)]
     lines = ["| method | " + " | ".join(title for _, title in columns) + " | time |", "|---" * (len(columns) + 2) + "|"]
@@ -166,6 +161,11 @@ def families(content: dict[str, Any], shown: Mapping[str, str] | None = None) ->
         times = [run["methods"][method]["seconds"] / run["notes"]["stage_one_seconds"][0] for run in runs]
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {np.median(times):.2f} |")
     return "\n".join(lines)
+
+
+def skipped(content: dict[str, Any]) -> str:
+    """What was left out, and why."""
+    return "\n".join(f"Left out: {name} ({why})." for name, why in content["settings"]["skipped"].items())
 
 
 def further_components(content: dict[str, Any], family: str) -> str:
@@ -198,6 +198,7 @@ def markdown(name: str) -> str:
 def main() -> None:
     """Write the page, and the table of the README."""
     mlp, quick, cnn = read("overfit_mlp"), read("overfit_mlp_quick"), read("pretrained_cnn")
+    on_mlp, on_cifar = read("families_fashion-mlp"), read("families_cifar-resnet20")
     hmc, newton = read("hmc_reference"), read("natural_gradient_reference")
     save_figure(figure(mlp["runs"]), DOCS / "figures" / "overfit_mlp.png")
     template = (Path(__file__).parent / "results.md.in").read_text(encoding="utf-8")
@@ -217,6 +218,13 @@ def main() -> None:
         "CNN_SEEDS_TAU": per_seed(cnn["runs"], "STF-BNN + τ"),
         "CNN_TRIALS": trials(cnn["runs"]),
         "CNN_WHERE": where(cnn),
+        "FAMILIES_MLP": families(on_mlp),
+        "COMPONENT_MLP": further_components(on_mlp, "mean-field"),
+        "FAMILIES_MLP_SKIPPED": skipped(on_mlp),
+        "FAMILIES_MLP_WHERE": where(on_mlp),
+        "FAMILIES_CIFAR": families(on_cifar),
+        "COMPONENT_CIFAR": further_components(on_cifar, "mean-field"),
+        "FAMILIES_CIFAR_WHERE": where(on_cifar),
         "STEPS": steps(),
         "HMC_TABLE": hmc_table(hmc["runs"]),
         "HMC_WHERE": where(hmc),
