@@ -53,8 +53,7 @@ class StageTwo(Callback):
         **fit: Any,
     ) -> None:
         super().__init__()
-        self._options = StageTwoOptions(network, to_batch, bayesianize or {}, fit)
-        self._val_loader = val_loader
+        self._options = StageTwoOptions(network, to_batch, bayesianize or {}, fit, val_loader)
         self.bnn: BayesianNetwork | None = None
         self.run: FitRun | None = None
 
@@ -67,7 +66,7 @@ class StageTwo(Callback):
         """Infer."""
         if not in_one_process(trainer.world_size):
             return
-        held_out = trainer.val_dataloaders if self._val_loader is None else self._val_loader
+        held_out = trainer.val_dataloaders
         if isinstance(held_out, list | tuple):
             held_out = held_out[0] if held_out else None
         self.bnn, self.run = self._options.run(pl_module, trainer.train_dataloader, held_out)

@@ -54,6 +54,7 @@ class StageTwoOptions:
         to_batch: Brings the trainer's batches into the form that `fit` takes; None where they have it.
         bayesianize: Keyword arguments of `bayesianize`.
         fit: Keyword arguments of `fit`.
+        val_loader: What is held out; None takes the trainer's own.
 
     Raises:
         InputError: An argument is unknown, or is the callback's own to give.
@@ -63,6 +64,7 @@ class StageTwoOptions:
     to_batch: ToBatch | None = None
     bayesianize: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
+    val_loader: Iterable[Any] | None = None
 
     def __post_init__(self) -> None:
         require_options("bayesianize", bayesianize, self.bayesianize, own=("model", "example_inputs"))
@@ -93,8 +95,9 @@ class StageTwoOptions:
         network = self.network_of(module)
         train = self._rebatched(train_loader)
         options = dict(self.fit)
-        if val_loader is not None:
-            options.setdefault("val_loader", self._rebatched(val_loader))
+        held_out = val_loader if self.val_loader is None else self.val_loader
+        if held_out is not None:
+            options.setdefault("val_loader", self._rebatched(held_out))
         target_key = options.get("target_key", "labels")
         inputs = split_batch(next(iter(train)), target_key)[0]
         device = next((parameter.device for parameter in network.parameters()), None)

@@ -50,8 +50,7 @@ class StageTwo(TrainerCallback):
         bayesianize: Mapping[str, Any] | None = None,
         **fit: Any,
     ) -> None:
-        self._options = StageTwoOptions(network, to_batch, bayesianize or {}, fit)
-        self._val_loader = val_loader
+        self._options = StageTwoOptions(network, to_batch, bayesianize or {}, fit, val_loader)
         self.bnn: BayesianNetwork | None = None
         self.run: FitRun | None = None
 
@@ -69,5 +68,5 @@ class StageTwo(TrainerCallback):
         del state, control
         if not in_one_process(args.world_size):
             return
-        held_out = self._val_loader if self._val_loader is not None else kwargs.get("eval_dataloader")
-        self.bnn, self.run = self._options.run(kwargs["model"], kwargs.get("train_dataloader"), held_out)
+        train, held_out = kwargs.get("train_dataloader"), kwargs.get("eval_dataloader")
+        self.bnn, self.run = self._options.run(kwargs["model"], train, held_out)
