@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     import lightning as L
 
     from stfbnn.integrations.lightning import StageTwo
+    from stfbnn.integrations.stage_two import StageTwoOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning", "ignore:.*treespec.*")
 
@@ -107,6 +108,14 @@ def test_batches_of_another_form_are_brought_into_the_right_one():
     stage_two = StageTwo(to_batch=to_pair, epochs=1, temperature=1.0, progress=False)
     trained(Classifier(to_pair), stage_two, train)
     assert stage_two.bnn.num_examples == 96
+
+
+def test_the_weights_of_mappings_never_reach_the_model():
+    x, y = classification(64)
+    batches = [{"input": x, "labels": y, "importance": torch.ones(64)}]
+    options = {"epochs": 1, "temperature": 1.0, "weight_key": "importance", "progress": False}
+    bnn, _ = StageTwoOptions(fit=options).run(mlp(), batches, None)
+    assert bnn.num_examples == 64
 
 
 def test_options_are_looked_at_before_the_training():

@@ -98,8 +98,8 @@ class StageTwoOptions:
         held_out = val_loader if self.val_loader is None else self.val_loader
         if held_out is not None:
             options.setdefault("val_loader", self._rebatched(held_out))
-        target_key = options.get("target_key", "labels")
-        inputs = split_batch(next(iter(train)), target_key)[0]
+        keys = {key: options[key] for key in ("target_key", "weight_key") if key in options}
+        inputs = split_batch(next(iter(train)), **keys)[0]
         device = next((parameter.device for parameter in network.parameters()), None)
         example = rows(inputs if device is None else to_device(inputs, device), 0, _EXAMPLES)
         training = network.training
