@@ -155,17 +155,17 @@ def test_folding_is_restored_without_the_example_inputs(tmp_path: Path) -> None:
 
 
 def test_undescribable_inputs_leave_norms_unfolded_with_a_warning(tmp_path: Path) -> None:
-    class Nested(nn.Module):
+    class Moded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net = conv_net()
 
-        def forward(self, x: Tensor, extra: Any) -> Tensor:
-            return self.net(x) + extra["bias"]
+        def forward(self, x: Tensor, mode: str) -> Tensor:
+            return self.net(x)
 
     torch.manual_seed(0)
-    model = Nested().eval()
-    x = (torch.randn(8, 1, 8, 8), {"bias": torch.ones(3)})
+    model = Moded().eval()
+    x = (torch.randn(8, 1, 8, 8), "a word, which is not written down")
     bnn = bayesianize(model, x)
     assert bnn.input_description is None
     assert bnn.folding.folded
