@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stfbnn.batches import (
@@ -15,16 +16,18 @@ from stfbnn.batches import (
     Inputs,
     as_inputs,
     batch_size,
+    join_rows,
     rechunk,
     require_finite,
     split_batch,
+    to_device,
 )
 from stfbnn.draws import Draws, Execution, chunk_rows
 from stfbnn.errors import InputError
 from stfbnn.mixed_precision import Precision
 from stfbnn.network import BayesianNetwork, Weights
 from stfbnn.posterior import components_of
-from stfbnn.predictive import Prediction
+from stfbnn.predictive import MemberOutputs, Prediction
 from stfbnn.progress import progress_bar
 
 
@@ -102,6 +105,45 @@ def predict(
     if not parts:
         raise InputError("there is nothing to predict: the loader gave no batch")
     return Prediction.concatenate(parts)
+
+
+def member_outputs(
+    bnn: BayesianNetwork,
+    data: Any,
+    *,
+    samples: int = 32,
+    seed: int = 0,
+    precision: Precision | None = None,
+    has_targets: bool = True,
+    target_key: str = TARGET_KEY,
+) -> MemberOutputs:
+    """The raw outputs of the draws that `predict` averages, kept on the CPU: memory grows with their number.
+
+    ``member_outputs(bnn, data).at(τ)`` is ``predict(bnn, data, predictive_temperature=τ)``.
+
+    Args:
+        bnn: The network, after `fit`.
+        data: As for `predict`, and so all other arguments.
+        samples: Posterior draws.
+        seed: Which draws.
+        precision: Of the network's passes.
+        has_targets: Whether a loader's batches have targets.
+        target_key: The target's entry in a loader's mappings.
+
+    Raises:
+        NotFittedError: `fit` has not run.
+        InputError: The data are empty, not finite or of a wrong form.
+    """
+    likelihood = bnn.require_fitted()
+    _refuse_list_of_inputs(bnn, data)
+    bnn.check_unchanged()
+    with bnn.computing_in(precision):
+        draws = Draws(bnn, samples, seed)
+        chunks = _chunks(input_batches(data, has_targets, target_key), bnn, None)
+        parts = [torch.cat([one.cpu() for one in draws.outputs(to_device(chunk, bnn.device))]) for chunk in chunks]
+    if not parts:
+        raise InputError("there is nothing to predict: the loader gave no batch")
+    return MemberOutputs(join_rows(parts, "outputs", 1), likelihood, draws.shares)
 
 
 def input_batches(

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from stfbnn.batches import WEIGHT_KEY, join_targets, rechunk, require_finite, to_device
@@ -18,11 +17,10 @@ from stfbnn.inference.survey import checked_batch, counted_labels, require_weigh
 from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork, Weights
 from stfbnn.predictive import Prediction
-from stfbnn.predictive.weighting import log_average, mean_over_examples
+from stfbnn.predictive.member_outputs import MemberOutputs
+from stfbnn.predictive.weighting import mean_over_examples
 from stfbnn.provenance import Provenance, ProvenanceRecorder, overlap
 
-# τ is searched between these.
-TAU_RANGE = (0.05, 20.0)
 # Logits of the held-out rows that are kept for choosing τ; beyond it the first rows are used.
 _LOGIT_BYTES = 2**28
 
@@ -144,24 +142,14 @@ class HeldOut:
         Raises:
             InputError: The likelihood has no logits.
         """
-        likelihood, (logits, shares, count) = self.likelihood, self._logits()
-        targets, counts = self._targets[:count], self._label_counts(count)
-
-        def loss(tau: float) -> float:
-            each = torch.stack([likelihood.label_log_probs(draw.double(), targets, tau) for draw in logits])
-            return -float(mean_over_examples(log_average(each, shares).flatten(), counts))
-
-        low, high = TAU_RANGE
-        found = minimize_scalar(
-            lambda log_tau: loss(math.exp(log_tau)),
-            bounds=(math.log(low), math.log(high)),
-            method="bounded",
-            options={"xatol": 1e-3},
-        )
-        tau = math.exp(found.x)
+        logits, shares, count = self._logits()
+        members = MemberOutputs(logits, self.likelihood, shares)
+        targets = self._targets[:count]
+        tau = members.best_temperature(targets, self._label_counts(count))
         # The draws are the same, so where every row is here and has one label, the score is known already.
-        known = count == len(self._targets) and targets.dim() == 1 and self.counted is None
-        return tau, loss(tau) if known else self.nll(tau)
+        if count == len(self._targets) and targets.dim() == 1 and self.counted is None:
+            return tau, -float(mean_over_examples(self.log_density(members.at(tau)), self.weights))
+        return tau, self.nll(tau)
 
     def _label_counts(self, count: int) -> Tensor | None:
         """What each label of the first ``count`` examples counts, one after another; None where all count the same."""
@@ -174,7 +162,7 @@ class HeldOut:
         # Where nothing counts in the rows that are kept, all labels do.
         return labels.flatten() if bool((labels > 0).any()) else None
 
-    def _logits(self) -> tuple[list[Tensor], Tensor | None, int]:
+    def _logits(self) -> tuple[Tensor, Tensor | None, int]:
         draws = Draws(self._bnn, self._samples, self._seed)
         parts: list[list[Tensor]] = [[] for _ in range(draws.count)]
         rows = used = 0
@@ -186,4 +174,4 @@ class HeldOut:
             used += outputs.numel() * outputs.element_size()
             if used > _LOGIT_BYTES:
                 break
-        return [torch.cat(part) for part in parts], draws.shares, rows
+        return torch.stack([torch.cat(part) for part in parts]), draws.shares, rows

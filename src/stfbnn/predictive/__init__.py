@@ -6,6 +6,7 @@ from stfbnn.predictive.categorical import CategoricalPrediction
 from stfbnn.predictive.custom import CustomPrediction
 from stfbnn.predictive.dispatch import sums_for
 from stfbnn.predictive.gaussian import GaussianPrediction, HeteroscedasticPrediction
+from stfbnn.predictive.member_outputs import MemberOutputs
 from stfbnn.predictive.poisson import PoissonPrediction
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "CustomPrediction",
     "GaussianPrediction",
     "HeteroscedasticPrediction",
+    "MemberOutputs",
     "PoissonPrediction",
     "Prediction",
     "Sums",
