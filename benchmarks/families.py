@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,17 +22,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 import stfbnn
 from common import RESULTS, environment, figures_of, ood_figures, table
 from stfbnn.data import Split
-from stfbnn.draws import Draws, chunk_rows
+from stfbnn.evaluation.evaluate import network_outputs
 from stfbnn.files import write_json, write_text
 from stfbnn.inference.components.weights import stack
 from stfbnn.posterior import MixturePosterior
-from stfbnn.predictive import CategoricalPrediction
+from stfbnn.prediction import member_outputs
+from stfbnn.predictive import MemberOutputs
 from tasks import MEMBERS, SEEDS, TASKS, cache, task_data, trained
 
 SAMPLES = 32
@@ -108,47 +107,13 @@ FAMILIES = [
 ]
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """All draws' logits on some inputs, (S, B, classes), and what each draw counts (None where all count the same)."""
-
-    logits: Tensor
-    shares: Tensor | None
-
-    def at(self, temperature: float, mean_only: bool = False) -> CategoricalPrediction:
-        """The averaged probabilities, every draw's logits over one temperature."""
-        each = (self.logits.double() / temperature).log_softmax(2)
-        shares = torch.full((len(each),), 1 / len(each)).double() if self.shares is None else self.shares
-        log_probs = (each + shares.log()[:, None, None]).logsumexp(0)
-        aleatoric = (torch.special.entr(each.exp()).sum(2) * shares[:, None]).sum(0)
-        return CategoricalPrediction(len(each), mean_only, log_probs, aleatoric)
+Run = Callable[[Tensor], MemberOutputs]
 
 
-Run = Callable[[Tensor], Outputs]
-
-
-@torch.no_grad()
-def networks_outputs(networks: Sequence[nn.Module], x: Tensor) -> Outputs:
-    """One draw a network."""
-    return Outputs(torch.stack([torch.cat([model(rows) for rows in x.split(128)]) for model in networks]), None)
-
-
-def posterior_outputs(bnn: stfbnn.BayesianNetwork, x: Tensor, seed: int = 0) -> Outputs:
-    """The draws that `predict` takes."""
-    with bnn.computing_in(None):
-        draws = Draws(bnn, SAMPLES, seed)
-        rows = [torch.cat(list(draws.outputs(part))) for part in x.split(chunk_rows((x,), bnn.device))]
-    return Outputs(torch.cat(rows, dim=1), draws.shares)
-
-
-def best_tau(outputs: Outputs, targets: Tensor) -> float:
-    """τ by the negative log-likelihood."""
-    found = minimize_scalar(
-        lambda log_tau: -float(outputs.at(math.exp(log_tau)).log_density(targets).mean()),
-        bounds=(math.log(0.05), math.log(20)),
-        method="bounded",
-    )
-    return math.exp(found.x)
+def networks_outputs(networks: Sequence[nn.Module], x: Tensor) -> MemberOutputs:
+    """One member a network."""
+    members = torch.stack([network_outputs(model, list(x.split(128))) for model in networks])
+    return MemberOutputs(members, stfbnn.Categorical(), at_mean=len(networks) == 1)
 
 
 class Seed:
@@ -200,16 +165,16 @@ class Seed:
     def _family(self, method: str, posterior: str, engine: str) -> None:
         bnn, run, seconds = self._fitted(posterior, engine)
         self.notes[method] = run.as_dict()
-        self._add(method, lambda x: posterior_outputs(bnn, x), seconds, run.predictive_temperature)
+        self._add(method, lambda x: member_outputs(bnn, x, samples=SAMPLES), seconds, run.predictive_temperature)
 
-    def _add(self, method: str, run: Run, seconds: float, tau: float, mean_only: bool = False) -> None:
+    def _add(self, method: str, run: Run, seconds: float, tau: float) -> None:
         inside = run(self.test[0])
         outside = {kind: run(x[: self.plan.outside]) for kind, x in self.known.outside.items()}
         for label, temperature in ((method, 1.0), (f"{method} + τ", tau)):
-            pred = inside.at(temperature, mean_only)
+            pred = inside.at(temperature)
             found = figures_of(pred, self.test[1])
             for kind, outputs in outside.items():
-                found |= ood_figures(kind, pred, outputs.at(temperature, mean_only))
+                found |= ood_figures(kind, pred, outputs.at(temperature))
             self.methods[label] = found | {"seconds": seconds}
             picked = {key: round(self.methods[label][key], 4) for key in ("accuracy", "nll", "ece", "seconds")}
             print(f"{self.name} {self.seed}: {label}: {picked}", flush=True)
@@ -218,9 +183,9 @@ class Seed:
         models = [model for model, _ in self.networks]
         others = sum(seconds for _, seconds in self.networks[1:])
         for method, members, seconds in (("network", models[:1], 0.0), ("deep ensemble of 4", models, others)):
-            tau = best_tau(networks_outputs(members, self.held[0]), self.held[1])
+            tau = networks_outputs(members, self.held[0]).best_temperature(self.held[1])
             self.notes[f"{method}: τ"] = tau
-            self._add(method, lambda x, members=members: networks_outputs(members, x), seconds, tau, len(members) == 1)
+            self._add(method, lambda x, members=members: networks_outputs(members, x), seconds, tau)
 
     def _fitted(self, posterior: Any, engine: str) -> tuple[stfbnn.BayesianNetwork, stfbnn.FitRun, float]:
         plan, start = self.plan, time.process_time()
@@ -257,19 +222,19 @@ class Seed:
         densities = []
         for component in whole.components:
             bnn.posterior = component
-            densities.append(posterior_outputs(bnn, self.held[0]).at(1.0).log_density(self.held[1]))
+            densities.append(member_outputs(bnn, self.held[0], samples=SAMPLES).at().log_density(self.held[1]))
         for count in counts:
             weights = stack(torch.stack(densities[:count])).weights
             kept = [index for index in range(count) if weights[index] > 1e-3]
             bnn.posterior = MixturePosterior(
                 bnn.layout, [whole.components[index] for index in kept], weights[kept] / weights[kept].sum()
             )
-            tau = best_tau(posterior_outputs(bnn, self.held[0], seed=1), self.held[1])
+            tau = member_outputs(bnn, self.held[0], samples=SAMPLES, seed=1).best_temperature(self.held[1])
             # Component 0 with its choice of T, and what each further one took.
             spent = seconds - sum(one.retraining_seconds + one.inference_seconds for one in run.components[count:])
             label = f"mixture of {count}" if family == "mean-field" else f"ensemble of {count} first layers"
             self.notes[label] = {"weights": weights.tolist(), "tau": tau}
-            self._add(label, lambda x: posterior_outputs(bnn, x), spent, tau)
+            self._add(label, lambda x: member_outputs(bnn, x, samples=SAMPLES), spent, tau)
 
 
 def main() -> None:

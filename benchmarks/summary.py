@@ -19,6 +19,17 @@ from stfbnn.report import save_figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- written by benchmarks/summary.py -->", "<!-- end -->"
+# What the README shows of the overfit MLP.
+README_METHODS = {
+    "network": "network",
+    "network + τ": "temperature scaling",
+    "mean-field": "STF-BNN",
+    "mean-field + τ": "STF-BNN + τ",
+    "mixture of 4": "STF-BNN, mixture of 4",
+    "mixture of 4 + τ": "STF-BNN, mixture of 4 + τ",
+    "deep ensemble of 4": "deep ensemble of 4 networks",
+    "deep ensemble of 4 + τ": "deep ensemble of 4 networks + τ",
+}
 SHOWN = (
     ("accuracy", "accuracy"),
     ("nll", "NLL"),
@@ -49,37 +60,43 @@ def quality(runs: list[dict[str, Any]], far: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def per_seed(runs: list[dict[str, Any]], method: str) -> str:
-    """How far a method is from the network and from temperature scaling, seed by seed."""
+def per_seed(runs: list[dict[str, Any]], method: str, network: str, scaled: str, fits: Mapping[int, Any]) -> str:
+    """How far a method is from the network and from temperature scaling, seed by seed.
+
+    Args:
+        runs: One a seed.
+        method: The row that is compared.
+        network: The row of the network.
+        scaled: The row of the temperature-scaled network.
+        fits: For each seed the record of stage two.
+    """
     head = (
         "| seed | T | τ | NLL, of the network's | ECE, of the network's | accuracy − network's | NLL − temp. scaling's "
     )
     lines = [head + "| Brier − temp. scaling's |", "|---" * 8 + "|"]
     for run in runs:
-        ours, network, scaled = (run["methods"][name] for name in (method, "network", "temperature scaling"))
+        ours, alone, other = (run["methods"][name] for name in (method, network, scaled))
+        fit = fits[run["seed"]]
         cells = (
-            f"{run['stage_two']['temperature']:g}",
-            f"{run['stage_two']['predictive_temperature']:.2f}" if "τ" in method else "1",
-            f"{ours['nll'] / network['nll']:.3f}",
-            f"{ours['ece'] / network['ece']:.3f}",
-            f"{ours['accuracy'] - network['accuracy']:+.4f}",
-            f"{ours['nll'] - scaled['nll']:+.4f}",
-            f"{ours['brier'] - scaled['brier']:+.4f}",
+            f"{fit['temperature']:g}",
+            f"{fit['predictive_temperature']:.2f}" if "τ" in method else "1",
+            f"{ours['nll'] / alone['nll']:.3f}",
+            f"{ours['ece'] / alone['ece']:.3f}",
+            f"{ours['accuracy'] - alone['accuracy']:+.4f}",
+            f"{ours['nll'] - other['nll']:+.4f}",
+            f"{ours['brier'] - other['brier']:+.4f}",
         )
         lines.append(f"| {run['seed']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def trials(runs: list[dict[str, Any]]) -> str:
+def trials(fits: Mapping[int, Any]) -> str:
     """What was tried on held-out data."""
-    lines = ["| seed | T | free energy at the end | ten epochs before | held-out NLL with τ | τ |", "|---" * 6 + "|"]
-    for run in runs:
-        for trial in run["stage_two"]["trials"]:
-            records = [r for r in run["stage_two"]["history"] if r["temperature"] == trial["temperature"]]
-            before = f"{records[-11]['free_energy']:.4f}" if len(records) > 10 else ""
+    lines = ["| seed | T | held-out NLL with τ | τ |", "|---" * 4 + "|"]
+    for seed, fit in fits.items():
+        for trial in fit["trials"]:
             lines.append(
-                f"| {run['seed']} | {trial['temperature']:g} | {records[-1]['free_energy']:.4f} | {before} | "
-                f"{trial['held_out_nll']:.4f} | {trial['predictive_temperature']:.2f} |"
+                f"| {seed} | {trial['temperature']:g} | {trial['held_out_nll']:.4f} | {trial['predictive_temperature']:.2f} |"
             )
     return "\n".join(lines)
 
@@ -124,18 +141,10 @@ def steps() -> str:
     return "\n".join(lines)
 
 
-def seconds(runs: list[dict[str, Any]]) -> str:
-    """Wall time of the stages."""
-    one = [run["stage_one"]["seconds"] for run in runs]
-    two = [run["stage_two"]["seconds"] for run in runs]
-    return f"stage one {np.median(one):.0f} s, stage two with all its temperatures {np.median(two):.0f} s (medians)"
-
-
-def figure(runs: list[dict[str, Any]]) -> Figure:
-    """NLL, ECE and Brier of every method, a point for each seed."""
-    shown = Figure(figsize=(9, 2.8), layout="constrained")
+def figure(runs: list[dict[str, Any]], methods: Mapping[str, str]) -> Figure:
+    """NLL, ECE and Brier of some methods, a point for each seed."""
+    shown = Figure(figsize=(9, 3.4), layout="constrained")
     axes = shown.subplots(1, 3, sharey=True)
-    methods = list(runs[0]["methods"])
     for axis, (key, title) in zip(axes, SHOWN[1:], strict=True):
         for place, method in enumerate(methods):
             values = [run["methods"][method][key] for run in runs]
@@ -144,16 +153,22 @@ def figure(runs: list[dict[str, Any]]) -> Figure:
         axis.set_title(f"{title} (lower is better)")
         axis.set_xlim(left=0)
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(methods)), methods)
+    axes[0].set_yticks(range(len(methods)), methods.values())
     axes[0].invert_yaxis()
     return shown
 
 
 def families(content: dict[str, Any], shown: Mapping[str, str] | None = None) -> str:
-    """Every family beside the network and the ensemble; seconds as multiples of one network's training."""
+    """Every family beside the network and the ensemble; seconds as multiples of one network's training.
+
+    Args:
+        content: The raw results.
+        shown: The methods to show and what to call them; None for all, with the foreign sets.
+    """
     runs = content["runs"]
     chosen = shown or {method: method for method in runs[0]["methods"]}
-    far = [key for key in runs[0]["methods"]["network"] if key.startswith("auroc_entropy_")] if shown is None else []
+    far = [key for key in runs[0]["methods"]["network"] if key.startswith("auroc_entropy_")]
+    far = far if shown is None else [key for key in far if key.endswith("kmnist")]
     columns = [*SHOWN, *((key, f"{key.rsplit('_', 1)[1]}: AUROC") for key in far)]
     lines = ["| method | " + " | ".join(title for _, title in columns) + " | time |", "|---" * (len(columns) + 2) + "|"]
     for method, label in chosen.items():
@@ -179,6 +194,21 @@ def further_components(content: dict[str, Any], family: str) -> str:
     return f"{100 * np.median(shares):.0f} % ({100 * np.median(retraining):.0f} % of it for retraining)"
 
 
+def minilm(runs: list[dict[str, Any]]) -> str:
+    """The sentence encoder, layer by layer; seconds as multiples of the fine-tuning."""
+    far = ("auroc_entropy_questions", "auroc_epistemic_questions")
+    columns = [*SHOWN, (far[0], "questions: AUROC by entropy"), (far[1], "by epistemic part")]
+    head = ["method", "random weights", *(title for _, title in columns), "time"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for method in runs[0]["methods"]:
+        note = runs[0]["notes"].get(method.removesuffix(" + τ"))
+        weights = f"{note['weights']:,}" if isinstance(note, Mapping) else ""
+        times = [run["methods"][method]["seconds"] / run["notes"]["stage_one_seconds"] for run in runs]
+        cells = [weights, *(spread(runs, method, key) for key, _ in columns), f"{np.median(times):.2f}"]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def hmc_table(runs: list[dict[str, Any]]) -> str:
     """Families and engines against the reference."""
     keys = ("free energy", "predictive TV", "mean error", "std ratio", "covariance error", "test NLL")
@@ -197,34 +227,30 @@ def markdown(name: str) -> str:
 
 def main() -> None:
     """Write the page, and the table of the README."""
-    mlp, quick, cnn = read("overfit_mlp"), read("overfit_mlp_quick"), read("pretrained_cnn")
-    on_mlp, on_cifar = read("families_fashion-mlp"), read("families_cifar-resnet20")
+    cnn, on_mlp, on_cifar = read("pretrained_cnn"), read("families_fashion-mlp"), read("families_cifar-resnet20")
     hmc, newton = read("hmc_reference"), read("natural_gradient_reference")
-    save_figure(figure(mlp["runs"]), DOCS / "figures" / "overfit_mlp.png")
+    save_figure(figure(on_mlp["runs"], README_METHODS), DOCS / "figures" / "families_mlp.png")
+    fits = {run["seed"]: run["stage_two"] for run in cnn["runs"]}
+    mlp_fits = {run["seed"]: run["notes"]["mean-field"] for run in on_mlp["runs"]}
+    own = ("network", "temperature scaling", fits)
     template = (Path(__file__).parent / "results.md.in").read_text(encoding="utf-8")
     parts = {
-        "MLP_TABLE": quality(mlp["runs"], ("kmnist", "inverted", "noise")),
-        "MLP_SEEDS": per_seed(mlp["runs"], "STF-BNN"),
-        "MLP_SEEDS_TAU": per_seed(mlp["runs"], "STF-BNN + τ"),
-        "MLP_TRIALS": trials(mlp["runs"]),
-        "MLP_SECONDS": seconds(mlp["runs"]),
-        "MLP_WHERE": where(mlp),
-        "QUICK_TABLE": quality(quick["runs"], ("kmnist", "inverted", "noise")),
-        "QUICK_SEEDS_TAU": per_seed(quick["runs"], "STF-BNN + τ"),
-        "QUICK_SECONDS": seconds(quick["runs"]),
-        "QUICK_WHERE": where(quick),
         "CNN_TABLE": quality(cnn["runs"], ("kmnist", "fashion")),
-        "CNN_SEEDS": per_seed(cnn["runs"], "STF-BNN"),
-        "CNN_SEEDS_TAU": per_seed(cnn["runs"], "STF-BNN + τ"),
-        "CNN_TRIALS": trials(cnn["runs"]),
+        "CNN_SEEDS": per_seed(cnn["runs"], "STF-BNN", *own),
+        "CNN_SEEDS_TAU": per_seed(cnn["runs"], "STF-BNN + τ", *own),
+        "CNN_TRIALS": trials(fits),
         "CNN_WHERE": where(cnn),
         "FAMILIES_MLP": families(on_mlp),
+        "MLP_SEEDS_TAU": per_seed(on_mlp["runs"], "mean-field + τ", "network", "network + τ", mlp_fits),
+        "MLP_TRIALS": trials(mlp_fits),
         "COMPONENT_MLP": further_components(on_mlp, "mean-field"),
         "FAMILIES_MLP_SKIPPED": skipped(on_mlp),
         "FAMILIES_MLP_WHERE": where(on_mlp),
         "FAMILIES_CIFAR": families(on_cifar),
         "COMPONENT_CIFAR": further_components(on_cifar, "mean-field"),
         "FAMILIES_CIFAR_WHERE": where(on_cifar),
+        "MINILM": minilm(read("minilm_sst2")["runs"]),
+        "MINILM_WHERE": where(read("minilm_sst2")),
         "STEPS": steps(),
         "HMC_TABLE": hmc_table(hmc["runs"]),
         "HMC_WHERE": where(hmc),
@@ -237,7 +263,7 @@ def main() -> None:
     for name, text in parts.items():
         template = template.replace(f"@{name}@", text)
     write_text(DOCS / "results.md", template)
-    put(DOCS.parent / "README.md", quality(mlp["runs"], ()))
+    put(DOCS.parent / "README.md", families(on_mlp, README_METHODS))
     put(DOCS / "any-network.md", f"{markdown('architectures')}\n\n{where(read('architectures'))}")
 
 
