@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from stfbnn import factories
 from stfbnn.checkpoint import save_checkpoint
 from stfbnn.cli import networks
 from stfbnn.errors import CheckpointError, InputError
@@ -156,10 +157,10 @@ def test_a_factory_gets_what_it_asks_for_and_the_users_word_wins(module_file):
         "        return nn.Sequential(nn.Linear(2, hidden), nn.Linear(hidden, num_classes))\n",
     )
     offered = {"input_shape": [2], "num_classes": 3}
-    model, given = networks.build(f"{name}:Outer.net", {"hidden": 7}, offered)
+    model, given = factories.build(f"{name}:Outer.net", {"hidden": 7}, offered)
     assert given == {"hidden": 7, "num_classes": 3}
     assert (model[0].out_features, model[1].out_features) == (7, 3)
-    assert networks.build(f"{name}:Outer.net", {"num_classes": 5}, offered)[0][1].out_features == 5
+    assert factories.build(f"{name}:Outer.net", {"num_classes": 5}, offered)[0][1].out_features == 5
 
 
 def test_bad_factories_are_refused_with_the_reason(module_file):
@@ -182,9 +183,9 @@ def test_bad_factories_are_refused_with_the_reason(module_file):
         "odd_nets:fails": "failed with TypeError",
     }.items():
         with pytest.raises(InputError, match=message):
-            networks.build(factory, {}, {})
+            factories.build(factory, {}, {})
     with pytest.raises(InputError, match="failed with KeyError: 5"):
-        networks.build("odd_nets:fails", {"a": 5}, {})
+        factories.build("odd_nets:fails", {"a": 5}, {})
 
 
 def test_what_a_network_saw_travels_beside_it(trained, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from stfbnn import factories
 from stfbnn.artifact import load
 from stfbnn.cli import networks
 from stfbnn.cli import options as opt
@@ -47,7 +48,7 @@ def load_run(folder: Path, factory: str | None, arguments: str, checkpoint: Path
     chosen = opt.pick_device(device)
     given: dict[str, Any] = opt.parse_object("--model-args", arguments)
     record = rec.Record.read(folder / rec.FIT_RECORD)
-    model, _ = networks.build(factory or record.model.factory, given or record.model.arguments, {})
+    model, _ = factories.build(factory or record.model.factory, given or record.model.arguments, {})
     weights = Path(record.model.weights) if checkpoint is None else checkpoint
     networks.load_weights(model, weights)
     networks.attach_seen(model, weights.parent / rec.SEEN)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stfbnn import factories
 from stfbnn.cli import networks, sources
 from stfbnn.cli import record as rec
 from stfbnn.data import Split
@@ -103,7 +104,7 @@ def _continued(request: Request, before: rec.Record) -> Ready:
     parts = sources.divide(sources.read(choice), held)
     sources.require_same(parts, before)
     factory = request.factory or before.model.factory
-    network, given = networks.build(factory, request.arguments or before.model.arguments, {})
+    network, given = factories.build(factory, request.arguments or before.model.arguments, {})
     weights = Path(before.model.weights) if request.checkpoint is None else request.checkpoint
     networks.load_weights(network, weights)
     folder = Path(before.model.weights).parent if request.run is None else request.run
@@ -122,7 +123,7 @@ def _foreign(request: Request, tell: Callable[[str], None]) -> Ready:
         raise InputError("give --val-data or --hold-out, not both")
     held = rec.HoldOut(request.share, request.seed, request.share_of) if request.share else None
     parts = sources.divide(sources.read(request.data), held)
-    network, given = networks.build(request.factory, request.arguments, sources.offered(parts))
+    network, given = factories.build(request.factory, request.arguments, sources.offered(parts))
     networks.load_weights(network, request.checkpoint)
     if held is not None and held.part == "train":
         tell(

@@ -80,7 +80,8 @@ def train(
     as_json: opt.AsJson = False,
 ) -> None:
     """Parse, train, write the run's folder, print."""
-    from stfbnn.cli import networks, sources  # noqa: PLC0415 - they import torch, which takes seconds
+    from stfbnn import factories  # noqa: PLC0415 - it imports torch, which takes seconds
+    from stfbnn.cli import networks, sources  # noqa: PLC0415
     from stfbnn.files import write_json  # noqa: PLC0415
     from stfbnn.randomness import seeded  # noqa: PLC0415
     from stfbnn.training import train as run_training  # noqa: PLC0415
@@ -100,7 +101,7 @@ def train(
     parts = sources.divide(sources.read(choice), held)
     out.note(parts.summary())
     with seeded(seed, "model"):
-        network, given = networks.build(model, arguments, sources.offered(parts))
+        network, given = factories.build(model, arguments, sources.offered(parts))
     weights = rec.ModelChoice(model, given, str(output / rec.WEIGHTS))
     record = sources.record_of(choice, held, parts, numbers, weights)
     if resume:
