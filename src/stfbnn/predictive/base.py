@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from stfbnn.batches import join_rows
 from stfbnn.errors import InputError
+
+if TYPE_CHECKING:
+    from stfbnn.decision import AbstentionRule
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,17 @@ class Prediction(ABC):
     @abstractmethod
     def log_density(self, targets: Tensor) -> Tensor:
         """log p(y_n | x_n) of the averaged predictive, in nats, shape (N,)."""
+
+    def abstain(self, rule: AbstentionRule) -> Tensor:
+        """Where not to trust this prediction, (N,) booleans, True for no answer.
+
+        Args:
+            rule: From ``stfbnn.abstention_rule``, chosen on held-out predictions that were made as these were.
+
+        Raises:
+            InputError: These are of another kind, number of classes or number of draws than the held-out ones.
+        """
+        return ~rule.answers(self)
 
     def __len__(self) -> int:
         name, dimension = next(iter(self._rows.items()))
