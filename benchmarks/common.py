@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,36 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 import stfbnn
 from stfbnn.data import data_root
+from stfbnn.environment import environment
 from stfbnn.evaluation import auroc, classification_metrics
+from stfbnn.evaluation.evaluate import network_outputs
 from stfbnn.files import write_json, write_text
-from stfbnn.predictive import CategoricalPrediction
+from stfbnn.prediction import member_outputs
+from stfbnn.predictive import CategoricalPrediction, MemberOutputs
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def environment() -> dict[str, Any]:
-    """Hardware and versions, for the record."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "stfbnn": stfbnn.__version__,
-        "command": " ".join(["python", *sys.argv]),
-    }
 
 
 def data(name: str) -> Path:
@@ -55,14 +35,6 @@ def data(name: str) -> Path:
 def figures_of(pred: CategoricalPrediction, targets: Tensor) -> dict[str, float]:
     """Accuracy, NLL, Brier and ECE of a prediction."""
     return asdict(classification_metrics(pred.probs, pred.log_probs, targets))
-
-
-@torch.no_grad()
-def network_predictions(model: nn.Module, inputs: Tensor, temperature: float) -> CategoricalPrediction:
-    """Softmax of a network's logits over ``temperature``, as a prediction without epistemic uncertainty."""
-    logits = torch.cat([model(chunk) for chunk in inputs.split(128)])
-    log_probs = (logits.double() / temperature).log_softmax(1)
-    return CategoricalPrediction(1, True, log_probs, torch.special.entr(log_probs.exp()).sum(1))
 
 
 def ood_figures(name: str, inside: CategoricalPrediction, outside: CategoricalPrediction) -> dict[str, float]:
@@ -81,24 +53,23 @@ def contest(
     outside: Mapping[str, Tensor],
 ) -> dict[str, dict[str, float]]:
     """All figures of the four methods: the network, temperature-scaled by ``tau``, STF-BNN, and STF-BNN with its own τ."""
-
-    def bayesian(x: Tensor, temperature: float | None) -> CategoricalPrediction:
-        pred = stfbnn.predict(bnn, x, predictive_temperature=temperature)
-        assert isinstance(pred, CategoricalPrediction)
-        return pred
-
-    methods: dict[str, dict[str, float]] = {}
     inputs, targets = test
-    for name, predict in {
-        "network": lambda x: network_predictions(model, x, 1.0),
-        "temperature scaling": lambda x: network_predictions(model, x, tau),
-        "STF-BNN": lambda x: bayesian(x, 1.0),
-        "STF-BNN + τ": lambda x: bayesian(x, None),
-    }.items():
-        inside = predict(inputs)
+    alone = {
+        kind: MemberOutputs(network_outputs(model, list(x.split(128)))[None], stfbnn.Categorical(), at_mean=True)
+        for kind, x in {"": inputs, **outside}.items()
+    }
+    draws = {kind: member_outputs(bnn, x) for kind, x in {"": inputs, **outside}.items()}
+    methods: dict[str, dict[str, float]] = {}
+    for name, outputs, temperature in (
+        ("network", alone, 1.0),
+        ("temperature scaling", alone, tau),
+        ("STF-BNN", draws, 1.0),
+        ("STF-BNN + τ", draws, bnn.predictive_temperature),
+    ):
+        inside = outputs[""].at(temperature)
         methods[name] = figures_of(inside, targets)
-        for kind, x in outside.items():
-            methods[name] |= ood_figures(kind, inside, predict(x))
+        for kind in outside:
+            methods[name] |= ood_figures(kind, inside, outputs[kind].at(temperature))
     return methods
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stfbnn.adapters import Adapters
     from stfbnn.artifact import load, save
     from stfbnn.conversion import bayesianize
+    from stfbnn.decision import AbstentionFigures, AbstentionRule, abstention_rule, evaluate_abstention
     from stfbnn.deployment import Exported, ExportError, PredictiveModule, export, predictive_module
     from stfbnn.errors import (
         ArtifactError,
@@ -80,6 +81,7 @@ _HOMES = {
     "adapters": ("Adapters",),
     "artifact": ("load", "save"),
     "conversion": ("bayesianize",),
+    "decision": ("AbstentionFigures", "AbstentionRule", "abstention_rule", "evaluate_abstention"),
     "deployment": ("ExportError", "Exported", "PredictiveModule", "export", "predictive_module"),
     "errors": (
         "ArtifactError",
@@ -141,6 +143,8 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AbstentionFigures",
+    "AbstentionRule",
     "Adapters",
     "ArtifactError",
     "BayesianNetwork",
@@ -198,8 +202,10 @@ __all__ = [
     "StfbnnError",
     "TemperatureTrial",
     "TrainRun",
+    "abstention_rule",
     "bayesianize",
     "diagnose",
+    "evaluate_abstention",
     "export",
     "fit",
     "from_pretrained",

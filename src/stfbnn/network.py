@@ -87,7 +87,9 @@ class BayesianNetwork(nn.Module):
             self.share_trunk(beside)
         layer = self.network.get_submodule(self.layer_name)
         self.layout = ParameterLayout.of(self.trained, layer)
-        self._twins, self._padding = twins(layer), padding_rows(layer)
+        # Of what is inferred: where only some of a layer's parameters are, the others keep their tensors.
+        self._twins = {twin: name for twin, name in twins(layer).items() if name in self.trained}
+        self._padding = padding_rows(layer)
         weights = self.trained_vector()
         if not bool(torch.isfinite(weights).all()):
             raise LayerError(

@@ -17,6 +17,7 @@ from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.inference.survey import survey
 from stfbnn.likelihood import Categorical, Gaussian
 from stfbnn.posterior import MeanField, Mixture, ParameterLayout, Posterior
+from stfbnn.posterior.filterwise import Filterwise
 from stfbnn.prior import GaussianPrior
 from stfbnn.progress import progress_bar
 
@@ -151,6 +152,31 @@ def test_one_newton_step_by_hand() -> None:
     torch.testing.assert_close(posterior.mean_vector().detach(), m1)
     torch.testing.assert_close(posterior.std_vector().detach(), (effective * (h1 + delta)).rsqrt())
     assert math.isfinite(value)
+
+
+def test_no_weight_starts_wider_than_it_may() -> None:
+    layout = ParameterLayout(("w",), ((3,),))
+    prior = GaussianPrior(torch.zeros(3), torch.tensor(1.0))
+    curvature, estimator = torch.tensor([0.0, 0.2, 50.0]), SharedSample(2, antithetic=True)
+    widths = {}
+    for largest in (None, 0.05):
+        posterior = MeanField().build(layout, torch.zeros(3), prior)
+        options = {"largest_std": largest}
+        engine = engines.build_engine("natural-gradient", posterior, prior, 100, 10, curvature, estimator, options)
+        engine.begin(1.0, 10)
+        widths[largest] = posterior.std_vector().detach().clone()
+    free = (100 * (curvature + 0.01)).rsqrt()
+    torch.testing.assert_close(widths[None], free)
+    torch.testing.assert_close(widths[0.05], free.clamp(max=0.05))
+    assert free[2] < 0.05 < free[1]
+    # At another temperature the same: 0.05 again where H₀ asks for more.
+    engine.begin(4.0, 10)
+    torch.testing.assert_close(posterior.std_vector().detach()[:2], torch.full((2,), 0.05))
+    block, blocks = Filterwise().build(layout, torch.zeros(3), prior), torch.zeros(3, 1, 1)
+    with pytest.raises(InputError, match="largest_std is for mean-field"):
+        engines.build_engine("natural-gradient", block, prior, 100, 10, blocks, estimator, {"largest_std": 0.05})
+    with pytest.raises(InputError, match="largest_std must be"):
+        make("natural-gradient", largest_std=-1.0)
 
 
 def test_precision_stays_positive_on_a_saddle() -> None:

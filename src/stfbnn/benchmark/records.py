@@ -28,14 +28,15 @@ class Candidate:
 
     Attributes:
         setting: The hyper-parameters.
-        held_out_nll: Mean negative log density of the held-out examples, in nats.
+        held_out_nll: Mean negative log density of the held-out examples, in nats; None where only that with a temperature was
+            looked at.
         held_out_nll_scaled: The same with the best predictive temperature; None for a regression.
         tau: That temperature; None for a regression.
         seconds: That it took.
     """
 
     setting: Mapping[str, Any]
-    held_out_nll: float
+    held_out_nll: float | None
     held_out_nll_scaled: float | None
     tau: float | None
     seconds: float
@@ -81,8 +82,9 @@ class Row:
             regression.
         risk_coverage: ``coverage`` and ``risk``, at most 101 points of each; empty for a regression.
         entropies: Histograms: ``edges``, then counts under ``test`` and under each foreign set; empty for a regression.
-        abstention: ``target_risk``, ``confidence_level``, ``threshold`` (None where no threshold is valid), and on the test
-            data ``coverage`` and ``risk`` (None where nothing is accepted); empty where there is no such rule.
+        abstention: ``target_risk``, ``confidence_level``, ``threshold`` (None where no threshold is valid), all from one half
+            of the test data, and on the other half ``coverage``, ``risk`` (None where nothing is answered) and
+            ``risk_of_all``; empty where there is no such rule.
     """
 
     metrics: Mapping[str, float | None]

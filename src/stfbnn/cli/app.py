@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stfbnn.cli import demo, evaluate, export, fit, merge, predict, train
+from stfbnn.cli import abstain, benchmark, demo, evaluate, export, fit, merge, predict, train
 from stfbnn.cli.options import help_text
 from stfbnn.cli.output import Interrupted, complain
 from stfbnn.errors import StfbnnError
@@ -28,8 +28,10 @@ The way, in short:
     stfbnn train --data DATA -o run           stage one: an ordinary network
     stfbnn fit run                            stage two: its first layer
     stfbnn evaluate run --ood OTHER           is it better, and at what?
+    stfbnn abstain run --max-risk 0.05        when not to trust it
     stfbnn predict run --data NEW -o p.csv    classes with their uncertainty
     stfbnn export run -o model.onnx           the same from one file, without this library
+    stfbnn benchmark quick                    every method that one could pick, side by side
 
 A network that is trained already needs no `train`: give `fit` its --model, --checkpoint and --data.
 
@@ -78,9 +80,11 @@ app.command("demo", help=demo.HELP)(demo.demo)
 app.command("train", help=train.HELP)(train.train)
 app.command("fit", help=fit.HELP)(fit.fit)
 app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
+app.command("abstain", help=abstain.HELP)(abstain.abstain)
 app.command("predict", help=predict.HELP)(predict.predict)
 app.command("export", help=export.HELP)(export.export)
 app.command("merge", help=merge.HELP)(merge.merge)
+app.command("benchmark", help=benchmark.HELP)(benchmark.benchmark)
 
 
 def _version(wanted: bool) -> None:

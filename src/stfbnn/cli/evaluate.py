@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from stfbnn.cli import options as opt
 from stfbnn.cli.output import Output
 from stfbnn.errors import InputError
-
-if TYPE_CHECKING:
-    from stfbnn.cli.fitted import FittedRun
 
 HELP = opt.help_text("""
 Compare the trained network, temperature scaling and the Bayesian network on test data.
@@ -57,6 +54,7 @@ def evaluate(
     """Parse, load, compare, draw, print."""
     from stfbnn.cli import fitted, showing, sources  # noqa: PLC0415 - they import torch, which takes seconds
     from stfbnn.cli.record import DataChoice  # noqa: PLC0415
+    from stfbnn.cli.seen import note_seen  # noqa: PLC0415
     from stfbnn.evaluation.evaluate import contenders, side_by_side  # noqa: PLC0415
 
     out = Output(as_json)
@@ -80,7 +78,7 @@ def evaluate(
     held = sources.held_out_part(record)
     out.note(f"{len(part):,} test examples, {0 if held is None else len(held):,} held out, {samples} posterior draws")
     held_batches = None if held is None else sources.batches(held, record, batch_size)
-    _note_seen(out, found, sources.batches(part, record, batch_size), held_batches)
+    note_seen(out, found, sources.batches(part, record, batch_size), held_batches)
     side = side_by_side(
         contenders(found.model, found.bnn, held_batches, samples=samples, seed=seed),
         sources.batches(part, record, batch_size),
@@ -107,20 +105,3 @@ def evaluate(
             "plots": drawn,
         }
     )
-
-
-def _note_seen(out: Output, found: FittedRun, test: Any, held_out: Any) -> None:
-    """Warn of test examples that the network was trained on, or by which T was chosen, where that is known."""
-    from stfbnn.provenance import overlap, provenance_of  # noqa: PLC0415 - it imports torch
-
-    own = provenance_of(test)
-    trained_on = 0 if found.bnn.provenance is None else overlap(own, found.bnn.provenance)
-    if trained_on:
-        out.note(
-            f"warning: the network was trained on {trained_on} of the {own.count} test examples: figures flatter it"
-        )
-    chosen_by = 0 if held_out is None else overlap(own, provenance_of(held_out))
-    if chosen_by:
-        out.note(
-            f"warning: {chosen_by} of the {own.count} test examples are the held-out ones, by which T and τ were chosen"
-        )

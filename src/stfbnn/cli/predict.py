@@ -51,12 +51,21 @@ def predict(
             rich_help_panel=opt.INFERENCE,
         ),
     ] = False,
+    rule: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rule that `stfbnn abstain` wrote: adds the column abstain, 1 where no answer is to be trusted. --samples and "
+            "--seed are then the rule's.",
+            show_default=False,
+        ),
+    ] = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     as_json: opt.AsJson = False,
 ) -> None:
     """Parse, load, predict, write, print."""
     from stfbnn.cli import fitted, prediction_files, sources  # noqa: PLC0415 - they import torch, which takes seconds
+    from stfbnn.cli.rule_files import RuleFile  # noqa: PLC0415
     from stfbnn.prediction import predict as run_prediction  # noqa: PLC0415
 
     out = Output(as_json)
@@ -67,11 +76,20 @@ def predict(
     if choice is None and limit is not None:
         raise InputError("--limit says how much of --data to read, which is missing")
     part = replace(part, targets=None)
+    decided = None if rule is None else RuleFile.read(rule, found.bnn)
+    if decided is not None:
+        if at_mean:
+            raise InputError(
+                "--rule and --at-mean exclude each other: the rule is for the average over posterior draws"
+            )
+        samples, seed = decided.rule.samples, decided.seed
     loader = sources.batches(part, found.record, batch_size)
     prediction = run_prediction(
         found.bnn, loader, samples=samples, seed=seed, weights="mean" if at_mean else "sample", has_targets=False
     )
     columns = prediction_files.columns_of(prediction, found.record.classes)
+    if decided is not None:
+        columns["abstain"] = prediction.abstain(decided.rule).long().numpy()
     prediction_files.write(columns, output)
     means = {name: float(columns[name].mean()) for name in prediction_files.SUMMARISED if name in columns}
     out.show(
@@ -79,4 +97,9 @@ def predict(
         + ", ".join(f"mean {name} {value:.4g}" for name, value in means.items())
         + ")"
     )
-    out.finish({"output": output, "count": len(prediction), "columns": list(columns), "means": means})
+    abstained = None if decided is None else int(columns["abstain"].sum())
+    if abstained is not None:
+        out.show(f"{abstained:,} of them abstain")
+    out.finish(
+        {"output": output, "count": len(prediction), "columns": list(columns), "means": means, "abstained": abstained}
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from stfbnn.decision import AbstentionFigures
 from stfbnn.evaluation import reliability_curve
 from stfbnn.evaluation.evaluate import SideBySide
 from stfbnn.predictive import CategoricalPrediction
@@ -35,6 +36,15 @@ _OUTSIDE = (
 )
 
 
+_RULES = (
+    Column("coverage", "answered", "higher", 3),
+    Column("risk", "wrong of them", None, 3),
+    Column("low", "95 % from", None, 3),
+    Column("high", "to", None, 3),
+    Column("risk_of_all", "wrong of all", None, 3),
+)
+
+
 def figures_table(side: SideBySide, title: str, extra: Mapping[str, float] | None = None) -> Table:
     """The figures on the test data.
 
@@ -55,6 +65,21 @@ def outside_table(side: SideBySide, name: str) -> Table:
     """How the methods tell one set of strange examples from the test data."""
     title = f"Out of distribution: {name} (AUROC by entropy, by its epistemic part)"
     return compare(_outside(side, name), _OUTSIDE, title).table()
+
+
+def rules_table(figures: Mapping[str, AbstentionFigures], title: str) -> Table:
+    """What the rules of several methods do on examples that did not choose them."""
+    rows: dict[str, dict[str, float | None]] = {
+        name: {
+            "coverage": one.coverage,
+            "risk": one.risk,
+            "low": one.risk_interval[0],
+            "high": one.risk_interval[1],
+            "risk_of_all": one.risk_of_all,
+        }
+        for name, one in figures.items()
+    }
+    return compare(rows, _RULES, title).table()
 
 
 def pictures(side: SideBySide, folder: Path) -> list[Path]:

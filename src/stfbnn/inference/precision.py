@@ -82,6 +82,11 @@ class DiagonalPrecision:
         self._curvature.clamp_(min=_LOWEST * self.delta)
         self._set_std()
 
+    def narrow(self, largest: float) -> None:
+        """Raise h until no σ is above ``largest``."""
+        self._curvature.clamp_(min=1 / (self._effective * largest**2) - self.delta)
+        self._set_std()
+
     def sampler(self) -> Sampler:
         """w = m + σε."""
         loc = self._posterior.mean_vector().detach().requires_grad_()

@@ -15,7 +15,7 @@ from stfbnn.errors import InputError
 from stfbnn.inference.checks import require_count, require_positive
 from stfbnn.inference.engine import Engine, cosine_decay
 from stfbnn.inference.estimators import Estimator, Minibatch
-from stfbnn.inference.precision import precision_of
+from stfbnn.inference.precision import DiagonalPrecision, precision_of
 from stfbnn.posterior import Posterior
 from stfbnn.prior import GaussianPrior
 
@@ -48,6 +48,9 @@ class VariationalNewton(Engine):
         curvature_rate: ρ's floor.
         curvature_trust: t₀, how many steps' worth of averaging H₀ counts; None takes one pass over the data.
         curvature_every: For block covariances, minibatches averaged before S moves; None follows from the blocks' width.
+        largest_std: For mean-field posteriors, the width that no weight starts above, at each temperature: H is raised where
+            it says nothing of a weight. None starts where H₀ and the prior say, which is right for a layer; a whole network
+            whose weights are all as wide as that is far from the one that H₀ was measured at.
     """
 
     name: ClassVar[str] = "natural-gradient"
@@ -66,6 +69,7 @@ class VariationalNewton(Engine):
         curvature_rate: float = 1e-3,
         curvature_trust: float | None = None,
         curvature_every: int | None = None,
+        largest_std: float | None = None,
     ) -> None:
         super().__init__(posterior, prior, num_examples, estimator)
         self.batches = batches
@@ -87,6 +91,13 @@ class VariationalNewton(Engine):
                 f"the natural-gradient engine infers mean-field, filterwise and full-covariance Gaussians, but the posterior "
                 f'is {posterior.family!r}; use engine="bayes-by-backprop"'
             )
+        if largest_std is not None:
+            require_positive(largest_std=largest_std)
+            if not isinstance(precision, DiagonalPrecision):
+                raise InputError(
+                    f"largest_std is for mean-field posteriors, but this one is {posterior.family!r}; leave it at None"
+                )
+        self.largest_std = largest_std
         self.precision = precision
         self._loc = precision.mean()
         self._gradient = torch.zeros_like(self._loc)
@@ -97,6 +108,8 @@ class VariationalNewton(Engine):
         super().begin(temperature, total_steps)
         self._gradient.zero_()
         self.precision.begin(temperature)
+        if self.largest_std is not None and isinstance(self.precision, DiagonalPrecision):
+            self.precision.narrow(self.largest_std)
 
     def prior_changed(self) -> None:
         """The precision follows the prior."""

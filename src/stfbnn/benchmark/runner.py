@@ -1,0 +1,284 @@
+"""Running a suite: task by task, seed by seed, method by method, each kept when it is done and never run twice."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from stfbnn.baselines.networks import PointNetwork
+from stfbnn.benchmark.clock import uses_processor_time
+from stfbnn.benchmark.measure import Measured
+from stfbnn.benchmark.methods import METHODS, Context, Fitted, Method, Trained
+from stfbnn.benchmark.methods.networks import likelihood_of
+from stfbnn.benchmark.records import Cost, Record, load_record, record_path
+from stfbnn.benchmark.suites import Suite
+from stfbnn.benchmark.tasks import Task
+from stfbnn.environment import environment
+from stfbnn.errors import DataError, InputError
+from stfbnn.evaluation.cost import alternating_seconds, peak_tensor_bytes, ratios
+from stfbnn.files import atomic_path, write_json
+from stfbnn.progress import Reporter, progress_bar
+
+_TIMED_INPUTS, _ROUNDS = 1000, 3
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One task and seed, in whose order methods are run.
+
+    Attributes:
+        task: The task.
+        seed: The seed.
+        budget: Settings of a method.
+        methods: Names of the methods, the base network first.
+        folder: Where everything is kept.
+        threads: Threads of the computation.
+    """
+
+    task: Task
+    seed: int
+    budget: int
+    methods: tuple[str, ...]
+    folder: Path
+    threads: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is fixed for every method: a record with other settings is not of this unit."""
+        content: dict[str, Any] = json.loads(json.dumps({"task": asdict(self.task), "budget": self.budget}))
+        return content
+
+    def done(self, method: str) -> bool:
+        """Whether the record of a method is there and is of these settings."""
+        path = record_path(self.folder, self.task.name, self.seed, method)
+        if not path.exists():
+            return False
+        try:
+            return load_record(path).settings == self.settings
+        except DataError:
+            return False
+
+
+def units_of(
+    suite: Suite,
+    folder: Path,
+    tasks: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    threads: int = 1,
+) -> tuple[list[Unit], dict[str, str]]:
+    """What there is to run.
+
+    Args:
+        suite: The suite.
+        folder: Where records are kept.
+        tasks: Names of tasks; all where there is none.
+        methods: Names of methods, likewise.
+        seeds: Seeds, likewise.
+        threads: Of the computation.
+
+    Returns:
+        The units, and for each task that cannot be run here the reason.
+
+    Raises:
+        InputError: A name is unknown.
+    """
+    known = [task.name for task in suite.tasks]
+    for what, given, names in (("task", tasks, known), ("method", methods, list(METHODS))):
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise InputError(f"suite {suite.name} has no {what} {unknown[0]!r}; there are {', '.join(names)}")
+    chosen = tuple(name for name in METHODS if not methods or name in methods)
+    units, skipped = [], {}
+    for task in suite.tasks:
+        if tasks and task.name not in tasks:
+            continue
+        reason = task.missing()
+        if reason:
+            skipped[task.name] = reason
+            continue
+        units += [
+            Unit(task, seed, suite.budget, chosen, folder, threads) for seed in task.seeds if not seeds or seed in seeds
+        ]
+    return units, skipped
+
+
+def run_units(units: Sequence[Unit], jobs: int = 1, progress: bool | None = None) -> list[str]:
+    """Run what is not there yet.
+
+    Args:
+        units: From `units_of`.
+        jobs: Processes that run units side by side.
+        progress: Show a bar; None shows it on a terminal.
+
+    Returns:
+        Why methods failed, one line each.
+
+    Raises:
+        InputError: ``jobs`` is not positive.
+    """
+    if jobs < 1:
+        raise InputError(f"jobs must be at least 1, but they are {jobs}")
+    total = sum(len(unit.methods) for unit in units)
+    failures: list[str] = []
+    with progress_bar("benchmark", total, progress) as bar:
+        if jobs == 1:
+            for unit in units:
+                failures += run_unit(unit, bar)
+            return failures
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            running = {pool.submit(run_unit, unit): unit for unit in units}
+            for one in as_completed(running):
+                failures += one.result()
+                bar.advance(len(running[one].methods))
+    return failures
+
+
+def run_unit(unit: Unit, bar: Reporter | None = None) -> list[str]:
+    """Run the methods of one task and seed that are not there yet, and return why some failed."""
+    missing = [name for name in unit.methods if not unit.done(name)]
+    failures: list[str] = []
+    if not missing:
+        if bar is not None:
+            bar.advance(len(unit.methods))
+        return failures
+    with _threads(unit.threads), warnings.catch_warnings():
+        # What a method warns of is for a user who chose it; here it is one of many.
+        warnings.simplefilter("ignore", UserWarning)
+        context = Context(unit.task, unit.task.data(unit.seed), unit.seed, unit.budget)
+        for name in unit.methods:
+            if bar is not None:
+                bar.describe(f"{unit.task.name} {unit.seed} {METHODS[name].title}")
+            if not METHODS[name].trains_base and context.base is None:
+                context = _with_base(context, unit)
+            if name in missing:
+                failure = _run_method(METHODS[name], context, unit)
+                failures += [f"{unit.task.name} {unit.seed} {name}: {failure}"] if failure else []
+            if bar is not None:
+                bar.advance()
+    return failures
+
+
+def _run_method(method: Method, context: Context, unit: Unit) -> str | None:
+    """Run one method and save its record; what it failed by, if it did."""
+    blank = Record(unit.task.name, context.data.kind, unit.seed, method.name, _environment(), unit.settings)
+    reason = method.missing(context)
+    if context.data.kind not in method.kinds:
+        reason = f"it is not for a {context.data.kind}"
+    if reason:
+        replace(blank, failed=reason).save(unit.folder)
+        return None
+    try:
+        fitted = method.fit(context)
+        if method.trains_base:
+            _save_base(fitted, unit)
+            context = _with_base(context, unit)
+        record = _record(method, fitted, context, blank)
+    except Exception as error:  # Whatever one method fails by, the others are to be had.
+        line = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        replace(blank, failed=line).save(unit.folder)
+        return line
+    record.save(unit.folder)
+    return None
+
+
+def _record(method: Method, fitted: Fitted, context: Context, blank: Record) -> Record:
+    measured = Measured(fitted, fitted.raw, context.data)
+    raw, scaled = measured.row(), None
+    if fitted.scaled is not None:
+        other = measured if fitted.scaled == fitted.raw else Measured(fitted, fitted.scaled, context.data)
+        scaled = other.row(fitted.candidates[fitted.scaled].tau)
+    return replace(
+        blank,
+        candidates=fitted.candidates,
+        chosen=(fitted.raw, fitted.scaled),
+        cost=_cost(method, fitted, context),
+        raw=raw,
+        scaled=scaled,
+        notes=fitted.notes,
+    )
+
+
+def _cost(method: Method, fitted: Fitted, context: Context) -> Cost:
+    assert context.base is not None  # noqa: S101 - the runner trains it first
+    predictor, network = fitted.predictor(fitted.raw), PointNetwork(context.model, likelihood_of(context))
+    inputs = context.data.test.first(_TIMED_INPUTS)
+    batches = list(inputs.batches(_TIMED_INPUTS))
+    seconds = alternating_seconds(
+        {"network": lambda: network.outputs(batches), "method": lambda: predictor.outputs(batches)}, rounds=_ROUNDS
+    )
+    step = method.step
+    small = context.one_batch()
+    held = [*context.model.parameters(), *context.model.buffers()] if method.holds_base else []
+    peak = None if step is None else peak_tensor_bytes(lambda: step(small), held=held)
+    own = method.name == "network"
+    return Cost(
+        stage_one_seconds=context.base.seconds,
+        seconds=0.0 if own else fitted.seconds,
+        # Of the network it is what trying other settings took beside the one that was kept.
+        search_seconds=fitted.search_seconds - (context.base.seconds if own else 0.0),
+        predict_seconds=sorted(seconds["method"])[_ROUNDS // 2] * 1000 / len(inputs),
+        predict_ratio=1.0 if own else ratios(seconds, "method", "network").median,
+        peak_bytes=peak,
+        trainable_parameters=predictor.trainable_parameters,
+        artifact_bytes=predictor.artifact_bytes,
+    )
+
+
+def _environment() -> dict[str, Any]:
+    return {**environment(), "seconds": "of the processor" if uses_processor_time() else "of the wall clock"}
+
+
+def _base_files(unit: Unit) -> tuple[Path, Path]:
+    folder = unit.folder / "networks" / unit.task.name / str(unit.seed)
+    return folder / "network.safetensors", folder / "network.json"
+
+
+def _save_base(fitted: Fitted, unit: Unit) -> None:
+    weights, note = _base_files(unit)
+    predictor = fitted.predictor(fitted.raw)
+    assert isinstance(predictor, PointNetwork)  # noqa: S101 - the one method that trains the base network
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in predictor.model.state_dict().items()}
+    with atomic_path(weights) as temporary:
+        safetensors.torch.save_file(state, temporary)
+    candidate = fitted.candidates[fitted.raw]
+    write_json(note, {"settings": unit.settings, "setting": dict(candidate.setting), "seconds": candidate.seconds})
+
+
+def _with_base(context: Context, unit: Unit) -> Context:
+    """The context with the trained network, which is trained now if it is not there."""
+    weights, note = _base_files(unit)
+    for attempt in range(2):
+        try:
+            content = json.loads(note.read_text(encoding="utf-8"))
+            if content["settings"] == unit.settings:
+                model = context.fresh("member", 0)
+                model.load_state_dict(safetensors.torch.load_file(weights))
+                base = Trained(model.eval(), content["setting"], content["seconds"])
+                return Context(context.task, context.data, context.seed, context.budget, base)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
+            if attempt:
+                raise
+        _save_base(METHODS["network"].fit(context), unit)
+    raise AssertionError("the network was just saved")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
