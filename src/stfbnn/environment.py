@@ -28,5 +28,12 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "stfbnn": version("stfbnn"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    """The command line, without the folder that an installed program lies in."""
+    program = sys.argv[0] if sys.argv else ""
+    start = ["python", program] if program.endswith(".py") else [Path(program).name]
+    return " ".join([*start, *sys.argv[1:]])
