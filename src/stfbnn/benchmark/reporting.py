@@ -128,7 +128,8 @@ def rankings(records: Sequence[Record]) -> tuple[Ranking, ...]:
     difference = critical_difference(len(ranks.average), len(ranks.ranks), ALPHA)
     enough = len(ranks.average) > 2 and len(ranks.ranks) > 1
     test = f"Friedman's test p = {friedman(ranks).p_value:.3g}; " if enough else ""
-    absent = (*ranks.left_out_methods, *ranks.left_out_tasks)
+    methods = dict.fromkeys(method for values in table.values() for method in values)
+    absent = (*(name for name in methods if name not in ranks.average), *ranks.left_out_tasks)
     left = f"; incomplete and left out: {', '.join(absent)}" if absent else ""
     return (
         Ranking(
