@@ -42,7 +42,13 @@ class SentenceClassifier(nn.Module):
         super().__init__()
         import transformers  # noqa: PLC0415 - an extra
 
-        self.encoder = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+        before = transformers.logging.get_verbosity()
+        # It reports the pooling layer's weights, which are left out on purpose.
+        transformers.logging.set_verbosity_error()
+        try:
+            self.encoder = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+        finally:
+            transformers.logging.set_verbosity(before)
         self.drop, self.head = nn.Dropout(0.1), nn.Linear(self.encoder.config.hidden_size, classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
