@@ -44,9 +44,11 @@ class SentenceClassifier(nn.Module):
 
         before = transformers.logging.get_verbosity()
         # It reports the pooling layer's weights, which are left out on purpose.
-        transformers.logging.set_verbosity_error()
+        transformers.logging.set_verbosity(transformers.logging.ERROR)
         try:
-            self.encoder = transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+            self.encoder = transformers.AutoModel.from_pretrained(
+                folder, add_pooling_layer=False, local_files_only=True
+            )
         finally:
             transformers.logging.set_verbosity(before)
         self.drop, self.head = nn.Dropout(0.1), nn.Linear(self.encoder.config.hidden_size, classes)

@@ -16,8 +16,10 @@ from stfbnn.benchmark.records import Candidate
 from stfbnn.conversion import bayesianize
 from stfbnn.inference.fit import fit
 from stfbnn.inference.history import FitRun
-from stfbnn.inference.options import TEMPERATURES
 from stfbnn.network import BayesianNetwork
+
+TEMPERATURES = (0.1, 0.03, 0.3, 1.0, 0.01)
+"""What is tried, the most usual first, as every method's settings are."""
 
 
 def run_options(context: Context, name: str) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def run_options(context: Context, name: str) -> dict[str, Any]:
     """
     return {
         "val_loader": context.held_loader,
-        "temperatures": TEMPERATURES[: context.budget],
+        "temperatures": sorted(TEMPERATURES[: context.budget], reverse=True),
         "predictive_temperature": "held-out" if context.data.kind == "classification" else 1.0,
         "seed": context.seed,
         "precision": "bf16-mixed" if context.task.precision == "bf16-mixed" else None,
