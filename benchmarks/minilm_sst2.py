@@ -6,8 +6,9 @@
 all-MiniLM-L6-v2 with mean pooling and a linear head is fine-tuned whole on the training sentences (stage one). The first layer
 is then the token embedding, 11.7 million weights whose posterior takes 94 MB on disk; beside it stand the position embeddings
 and the first query projection, which take a few. T is 0.1, which ``fit`` takes where nobody chooses; τ is chosen on the dev
-sentences, which stage one never saw, figures are on the test sentences, and foreign are TREC's questions. Forward passes are in bfloat16 for all. Seconds are the
-processor's. Parts that are done are kept in the cache folder of tasks.py and are not run again.
+sentences, which stage one never saw, figures are on the test sentences, and foreign are TREC's questions. Forward passes are
+in bfloat16 for all. Seconds are the processor's. Parts that are done are kept in the cache folder of tasks.py and are not run
+again.
 """
 
 from __future__ import annotations
