@@ -111,6 +111,10 @@ def test_a_method_that_fails_is_recorded_and_the_others_run(tmp_path: Path, monk
     records = {one.method: one for one in load_records(tmp_path)}
     assert records["swag"].failed == "KeyError: 'no such thing'"
     assert records["deep-ensemble"].raw is not None
+    monkeypatch.undo()
+    # What failed is tried again.
+    assert run(tmp_path, tiny(), "network", "swag", "deep-ensemble") == []
+    assert load_record(record_path(tmp_path, "digits-mlp", 0, "swag")).failed is None
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:

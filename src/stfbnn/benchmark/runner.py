@@ -60,14 +60,15 @@ class Unit:
         return content
 
     def done(self, method: str) -> bool:
-        """Whether the record of a method is there and is of these settings."""
+        """Whether the record of a method is there, is of these settings and has figures: what failed is tried again."""
         path = record_path(self.folder, self.task.name, self.seed, method)
         if not path.exists():
             return False
         try:
-            return load_record(path).settings == self.settings
+            found = load_record(path)
         except DataError:
             return False
+        return found.settings == self.settings and found.failed is None
 
 
 def units_of(
