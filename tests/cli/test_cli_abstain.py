@@ -13,7 +13,6 @@ from stfbnn.cli import app, fitted, sources
 from stfbnn.data import hold_out
 from stfbnn.decision import AbstentionRule, abstention_rule, evaluate_abstention
 
-
 RISK = 0.07
 
 
