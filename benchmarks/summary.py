@@ -191,22 +191,10 @@ def further_components(content: dict[str, Any], family: str) -> str:
         for one in run["notes"][f"mixture of {family}"]["components"][1:]:
             shares.append((one["retraining_seconds"] + one["inference_seconds"]) / network)
             retraining.append(one["retraining_seconds"] / network)
-    return f"{100 * np.median(shares):.0f} % ({100 * np.median(retraining):.0f} % of it for retraining)"
-
-
-def minilm(runs: list[dict[str, Any]]) -> str:
-    """The sentence encoder, layer by layer; seconds as multiples of the fine-tuning."""
-    far = ("auroc_entropy_questions", "auroc_epistemic_questions")
-    columns = [*SHOWN, (far[0], "questions: AUROC by entropy"), (far[1], "by epistemic part")]
-    head = ["method", "random weights", *(title for _, title in columns), "time"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for method in runs[0]["methods"]:
-        note = runs[0]["notes"].get(method.removesuffix(" + τ"))
-        weights = f"{note['weights']:,}" if isinstance(note, Mapping) else ""
-        times = [run["methods"][method]["seconds"] / run["notes"]["stage_one_seconds"] for run in runs]
-        cells = [weights, *(spread(runs, method, key) for key, _ in columns), f"{np.median(times):.2f}"]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return (
+        f"{100 * np.median(shares):.0f} % of a further network's training, {100 * np.median(retraining):.0f} % for retraining "
+        f"its first layer and the rest for its inference"
+    )
 
 
 def hmc_table(runs: list[dict[str, Any]]) -> str:
@@ -249,8 +237,6 @@ def main() -> None:
         "FAMILIES_CIFAR": families(on_cifar),
         "COMPONENT_CIFAR": further_components(on_cifar, "mean-field"),
         "FAMILIES_CIFAR_WHERE": where(on_cifar),
-        "MINILM": minilm(read("minilm_sst2")["runs"]),
-        "MINILM_WHERE": where(read("minilm_sst2")),
         "STEPS": steps(),
         "HMC_TABLE": hmc_table(hmc["runs"]),
         "HMC_WHERE": where(hmc),
