@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Measured:
             ood={name: ood_figures(pred, other) for name, other in outside.items()},
             shift=shift,
             reliability=_reliability(pred, targets),
-            risk_coverage={"coverage": list(curve.coverages), "risk": list(curve.risks)},
+            risk_coverage={"coverage": _rounded(curve.coverages), "risk": _rounded(curve.risks)},
             entropies=_histograms({"test": pred, **outside}),
             abstention=self._abstention(targets, temperature),
         )
@@ -121,6 +121,11 @@ def ood_figures(inside: CategoricalPrediction, outside: CategoricalPrediction) -
         metrics = asdict(ood_metrics(ordinary, strange))
         found[name] = metrics
     return found
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    """Numbers of a curve that is only drawn."""
+    return [round(value, 5) for value in values]
 
 
 def _reliability(pred: CategoricalPrediction, targets: Tensor) -> dict[str, list[float | None]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stfbnn.errors import DataError
-from stfbnn.files import write_json
+from stfbnn.files import write_text
 
 SCHEMA = 1
 """Raised where older records can no longer be read."""
@@ -134,7 +134,9 @@ class Record:
     def save(self, folder: Path) -> Path:
         """Write the record under ``folder``, atomically, and return its file."""
         path = record_path(folder, self.task, self.seed, self.method)
-        write_json(path, {"schema": SCHEMA, **_without_nan(dataclasses.asdict(self))})
+        content = {"schema": SCHEMA, **_without_nan(dataclasses.asdict(self))}
+        # On one line: a suite has hundreds of records, most of them lists of numbers.
+        write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
         return path
 
 
