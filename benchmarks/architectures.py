@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,15 @@ from torch import Tensor, nn
 
 import stfbnn
 from common import RESULTS, environment
-from step_cost import saved_bytes
 from stfbnn.batches import call_model, output_tensor, rows
 from stfbnn.draws import chunk_rows
+from stfbnn.evaluation.cost import bytes_of, saved_bytes
 from stfbnn.files import write_json, write_text
 from stfbnn.inference.engines import build_engine
 from stfbnn.inference.minibatch import MinibatchLoss
 from zoo import ROWS, Row, elsewhere
 
 EXAMPLES = 50_000
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages of some tensors."""
-    found = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(found.values())
 
 
 def timed(step: Callable[[], object]) -> float:

@@ -22,30 +22,13 @@ from torch import Tensor, nn
 import stfbnn
 from common import RESULTS, environment
 from stfbnn.draws import chunk_rows
+from stfbnn.evaluation.cost import saved_bytes
 from stfbnn.files import write_json
 from stfbnn.inference.engines import build_engine
 from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.models import resnet20
 
 CLASSES, EXAMPLES = 10, 50_000
-
-
-def saved_bytes(forward: Callable[[], Tensor], owned: list[Tensor]) -> int:
-    """Bytes of the distinct storages that autograd keeps, without those of ``owned``."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in owned}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
-        total = sum(kept.values())
-    del output
-    return total
 
 
 def convolution_seconds(step: Callable[[], None], repeats: int = 5) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from stfbnn.inference.options import TEMPERATURES
 from stfbnn.network import BayesianNetwork
 from stfbnn.prediction import predict
 from stfbnn.randomness import derive_seed, generator, seeded
+from stfbnn.threads import threads
 from stfbnn.training import train
 
 OUTSIDE = "photo patches"
@@ -98,7 +99,8 @@ def run_demo(
     """
     chosen = settings or DemoSettings()
     clock = _Clock()
-    with _one_thread():
+    # On operations as small as these, more threads cost more than they give.
+    with threads(1):
         with clock("data"):
             tell("Digits of scikit-learn (8x8 pixels), seen through a noisy sensor …")
             data = load("digits")
@@ -243,14 +245,3 @@ class _Clock:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """On operations as small as these, threads cost more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -14,6 +14,7 @@ from stfbnn.checkpoint import save_checkpoint
 from stfbnn.cli import networks
 from stfbnn.errors import CheckpointError, InputError
 from stfbnn.provenance import attached, provenance_of
+from stfbnn.weights_file import save_weights
 
 
 class Small(nn.Module):
@@ -79,7 +80,7 @@ def test_a_prefix_that_is_the_models_own_stays(tmp_path):
 def test_safetensors_round_trip_also_of_tied_weights(tmp_path):
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
-    networks.save_weights(tied, tmp_path / "model.safetensors")
+    save_weights(tied, tmp_path / "model.safetensors")
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     networks.load_weights(model, tmp_path)
     assert same(model, tied.state_dict())

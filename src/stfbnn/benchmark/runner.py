@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 
 from stfbnn.baselines.networks import PointNetwork
@@ -27,8 +26,10 @@ from stfbnn.benchmark.tasks import Task
 from stfbnn.environment import environment
 from stfbnn.errors import DataError, InputError
 from stfbnn.evaluation.cost import alternating_seconds, peak_tensor_bytes, ratios
-from stfbnn.files import atomic_path, write_json
+from stfbnn.files import write_json
 from stfbnn.progress import Reporter, progress_bar
+from stfbnn.threads import threads
+from stfbnn.weights_file import save_weights
 
 _TIMED_INPUTS, _ROUNDS = 1000, 3
 
@@ -154,7 +155,7 @@ def run_unit(unit: Unit, bar: Reporter | None = None) -> list[str]:
         if bar is not None:
             bar.advance(len(unit.methods))
         return failures
-    with _threads(unit.threads), warnings.catch_warnings():
+    with threads(unit.threads), warnings.catch_warnings():
         # What a method warns of is for a user who chose it; here it is one of many.
         warnings.simplefilter("ignore", UserWarning)
         context = Context(unit.task, unit.task.data(unit.seed), unit.seed, unit.budget)
@@ -229,7 +230,7 @@ def _cost(method: Method, fitted: Fitted, context: Context) -> Cost:
         seconds=0.0 if own else fitted.seconds,
         # Of the network it is what trying other settings took beside the one that was kept.
         search_seconds=fitted.search_seconds - (context.base.seconds if own else 0.0),
-        predict_seconds=sorted(seconds["method"])[_ROUNDS // 2] * 1000 / len(inputs),
+        predict_seconds=statistics.median(seconds["method"]) * 1000 / len(inputs),
         predict_ratio=1.0 if own else ratios(seconds, "method", "network").median,
         peak_bytes=peak,
         trainable_parameters=predictor.trainable_parameters,
@@ -250,9 +251,7 @@ def _save_base(fitted: Fitted, unit: Unit) -> None:
     weights, note = _base_files(unit)
     predictor = fitted.predictor(fitted.raw)
     assert isinstance(predictor, PointNetwork)  # noqa: S101 - the one method that trains the base network
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in predictor.model.state_dict().items()}
-    with atomic_path(weights) as temporary:
-        safetensors.torch.save_file(state, temporary)
+    save_weights(predictor.model, weights)
     candidate = fitted.candidates[fitted.raw]
     write_json(note, {"settings": unit.settings, "setting": dict(candidate.setting), "seconds": candidate.seconds})
 
@@ -273,13 +272,3 @@ def _with_base(context: Context, unit: Unit) -> Context:
                 raise
         _save_base(METHODS["network"].fit(context), unit)
     raise AssertionError("the network was just saved")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

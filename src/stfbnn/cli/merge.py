@@ -32,8 +32,9 @@ def merge(
     as_json: opt.AsJson = False,
 ) -> None:
     """Parse, load, merge, write, print."""
-    from stfbnn.cli import fitted, networks  # noqa: PLC0415 - they import torch, which takes seconds
+    from stfbnn.cli import fitted  # noqa: PLC0415 - they import torch, which takes seconds
     from stfbnn.merging import merge as run_merge  # noqa: PLC0415
+    from stfbnn.weights_file import save_weights  # noqa: PLC0415
 
     out = Output(as_json)
     if output.suffix != ".safetensors":
@@ -42,7 +43,7 @@ def merge(
         # It may be the trained network's own weights, without which the posterior is lost.
         raise InputError(f"{output} exists; choose another name, or delete it first")
     found = fitted.load_run(run, model, model_args, checkpoint, "cpu")
-    networks.save_weights(run_merge(found.bnn), output)
+    save_weights(run_merge(found.bnn), output)
     tau = found.bnn.predictive_temperature
     out.show(f"the weights of the merged {type(found.model).__name__} are in {output}")
     if tau != 1:

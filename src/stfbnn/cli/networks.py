@@ -66,14 +66,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's state dict as safetensors, atomically."""
-    # Cloned, for safetensors refuses tensors that share memory, as tied weights do.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
-
-
 def save_seen(provenance: Provenance, path: Path) -> None:
     """Write which examples a network was trained on, as hashes, atomically."""
     with atomic_path(path) as temporary:

@@ -85,6 +85,7 @@ def train(
     from stfbnn.files import write_json  # noqa: PLC0415
     from stfbnn.randomness import seeded  # noqa: PLC0415
     from stfbnn.training import train as run_training  # noqa: PLC0415
+    from stfbnn.weights_file import save_weights  # noqa: PLC0415
 
     out = Output(as_json)
     choice = opt.data_choice(data, kind, target, task, image_size, split, limit)
@@ -126,7 +127,7 @@ def train(
             resume=resume,
             **steps,
         )
-    networks.save_weights(network, output / rec.WEIGHTS)
+    save_weights(network, output / rec.WEIGHTS)
     networks.save_seen(run.provenance, output / rec.SEEN)
     epochs_done = [vars(one) for one in run.history]
     write_json(output / rec.HISTORY, plain({"seconds": run.seconds, "epochs": epochs_done}))
