@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from stfbnn.benchmark.records import Candidate, Cost, Kind, Record, Row
 
 
@@ -18,8 +20,9 @@ def record(
     peak: int | None = 1000,
     parameters: int = 100,
     failed: str | None = None,
+    course: Sequence[tuple[float, float]] = (),
 ) -> Record:
-    """A record whose figures are those that a test needs."""
+    """A record whose figures are those that a test needs; the course's points are seconds and held-out scores."""
     settings = {"task": {"name": task}, "budget": 1}
     common = {"task": task, "kind": kind, "seed": seed, "method": method, "environment": {}, "settings": settings}
     if failed:
@@ -33,4 +36,8 @@ def record(
         cost=Cost(10.0, seconds, seconds if search is None else search, 0.1, 2.0, peak, parameters, 8 * parameters),
         raw=Row({name: sign * nll, "accuracy": 0.9}),
         scaled=None if scaled is None else Row({name: sign * scaled, "accuracy": 0.9}, tau=1.5),
+        course=tuple(
+            Candidate({"epochs": place + 1}, score + 0.01, score, 1.5, spent)
+            for place, (spent, score) in enumerate(course)
+        ),
     )

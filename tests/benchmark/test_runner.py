@@ -57,6 +57,12 @@ def test_every_method_gives_all_figures(tmp_path: Path, source: str) -> None:
         assert (one.cost.peak_bytes is None) == (METHODS[name].step is None)
         assert all(len(curve) == 5 for curve in one.raw.shift.values())
         assert (one.scaled is None) == (source == "diabetes")
+        # Runs of one epoch and of two, which is the usual length of stage one; stage two's is one.
+        lengths = [run.setting["epochs"] for run in one.course]
+        assert lengths == {"stf-bnn": [1, 2], "bnn-scratch": [1, 2], "bnn-scratch-natural": [1, 2]}.get(
+            name, [1] if name.startswith("bnn") else []
+        ), name
+        assert all(run.seconds > 0 for run in one.course)
         if source == "digits":
             assert set(one.raw.ood) == {"inverted", "photo patches"}
             assert sum(one.raw.entropies["test"]) == 60
@@ -83,6 +89,24 @@ def test_nothing_is_run_twice_and_other_settings_are_another_run(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")} == before
     run(tmp_path, tiny(epochs=1), "network")
     assert load_record(record_path(tmp_path, "digits-mlp", 0, "network")).settings["task"]["epochs"] == 1
+
+
+def test_the_usual_length_in_a_course_is_the_run_that_was_chosen(tmp_path: Path) -> None:
+    assert run(tmp_path, tiny(), "stf-bnn", "bnn-scratch") == []
+    for method in ("stf-bnn", "bnn-scratch"):
+        one = load_record(record_path(tmp_path, "digits-mlp", 0, method))
+        usual = one.course[0 if method == "stf-bnn" else -1]
+        assert one.chosen is not None
+        assert usual.held_out_nll == pytest.approx(one.candidates[one.chosen[0]].held_out_nll, rel=1e-6)
+
+
+def test_a_task_can_do_without_some_methods_settings_and_courses(tmp_path: Path) -> None:
+    suite = replace(tiny(left_out=("swag",), courses=False, budget=1), budget=2)
+    assert run(tmp_path, suite, "network", "swag", "stf-bnn") == []
+    found = {one.method: one for one in load_records(tmp_path)}
+    assert found["swag"].failed == "left out of this task for time"
+    assert len(found["network"].candidates) == 1
+    assert found["stf-bnn"].course == ()
 
 
 def test_a_network_that_was_lost_is_trained_again_to_the_same(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from xml.etree import ElementTree
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stfbnn.benchmark.records import Candidate, Record
 from stfbnn.report.html.charts import (
     Bins,
     Curve,
@@ -152,6 +154,30 @@ def test_all_figures_of_a_task_are_made_of_what_its_records_hold() -> None:
         "fashion-mlp": [*everything, "abstention"],
         "concrete": ["pareto"],
     }
+
+
+def test_runs_of_several_lengths_are_a_figure_of_their_own() -> None:
+    def with_course(one: Record) -> Record:
+        if one.failed is not None or one.cost is None or not one.method.startswith(("stf", "full")):
+            return one
+        runs = [
+            Candidate(
+                {"epochs": epochs}, 0.5, 0.3 + 0.1 / epochs + 0.01 * one.seed, 1.2, epochs * one.cost.stage_one_seconds
+            )
+            for epochs in (1, 2, 50)
+        ]
+        # A length that not all seeds have is left out.
+        return dataclasses.replace(one, course=tuple(runs[: 3 if one.seed else 2]))
+
+    content = content_of([with_course(one) for one in made.records(("digits", "letters"))])
+    figure = next(one for one in task_figures(content.tasks[0], content) if one.name == "courses")
+    lines = {(line.name, *(cell.whole for cell in line.cells)) for line in figure.numbers[0].lines}
+    assert ("stf-bnn", "1", "1", "0.4100 ± 0.0058", "32.65") in lines
+    assert {line.name for line in figure.numbers[0].lines} == {"stf-bnn", "stf-bnn mixture", "full-bnn"}
+    assert {line.cells[0].text for line in figure.numbers[0].lines} == {"1", "2"}
+    marks = [one.attrib for one in drawn(figure.panels[0]).iter() if "points" in one.attrib]
+    assert marks
+    assert "1 to 2" in figure.panels[0].summary
 
 
 def test_every_mark_lies_within_its_panel() -> None:

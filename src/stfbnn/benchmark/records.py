@@ -16,7 +16,7 @@ from typing import Any, Literal
 from stfbnn.errors import DataError
 from stfbnn.files import write_text
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised where older records can no longer be read."""
 
 Kind = Literal["classification", "regression"]
@@ -109,12 +109,14 @@ class Record:
         environment: Hardware, versions and command.
         settings: What the task and its suite fix for every method.
         candidates: What was tried.
-        chosen: Which of them the raw row shows, and which the scaled one; None where the method failed.
+        chosen: Which of the candidates the raw row shows, and which the scaled one; None where the method failed.
         cost: What it takes; None where it failed.
         raw: The figures as the method gives them; None where it failed.
         scaled: The same with a predictive temperature; None for a regression too.
         failed: Why there are no figures: a library that is not there, an error; None where there are.
         notes: What else the method says of itself.
+        course: Runs of several lengths at the chosen setting, that of the usual length among them, the shortest first: how good
+            the method is after how much time. Empty where that is not measured.
     """
 
     task: str
@@ -130,6 +132,7 @@ class Record:
     scaled: Row | None = None
     failed: str | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    course: tuple[Candidate, ...] = ()
 
     def save(self, folder: Path) -> Path:
         """Write the record under ``folder``, atomically, and return its file."""
@@ -158,7 +161,8 @@ def load_record(path: Path) -> Record:
         for name, cls in (("cost", Cost), ("raw", Row), ("scaled", Row)):
             if content[name] is not None:
                 content[name] = cls(**content[name])
-        content["candidates"] = tuple(Candidate(**one) for one in content["candidates"])
+        for name in ("candidates", "course"):
+            content[name] = tuple(Candidate(**one) for one in content[name])
         content["chosen"] = None if content["chosen"] is None else tuple(content["chosen"])
         return Record(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

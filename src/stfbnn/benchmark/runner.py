@@ -20,7 +20,7 @@ from stfbnn.benchmark.clock import uses_processor_time
 from stfbnn.benchmark.measure import Measured
 from stfbnn.benchmark.methods import METHODS, Context, Fitted, Method, Trained
 from stfbnn.benchmark.methods.networks import likelihood_of
-from stfbnn.benchmark.records import Cost, Record, load_record, record_path
+from stfbnn.benchmark.records import Candidate, Cost, Record, load_record, record_path
 from stfbnn.benchmark.suites import Suite
 from stfbnn.benchmark.tasks import Task
 from stfbnn.environment import environment
@@ -111,7 +111,9 @@ def units_of(
             skipped[task.name] = reason
             continue
         units += [
-            Unit(task, seed, suite.budget, chosen, folder, threads) for seed in task.seeds if not seeds or seed in seeds
+            Unit(task, seed, min(suite.budget, task.budget or suite.budget), chosen, folder, threads)
+            for seed in task.seeds
+            if not seeds or seed in seeds
         ]
     return units, skipped
 
@@ -176,6 +178,8 @@ def _run_method(method: Method, context: Context, unit: Unit) -> str | None:
     """Run one method and save its record; what it failed by, if it did."""
     blank = Record(unit.task.name, context.data.kind, unit.seed, method.name, _environment(), unit.settings)
     reason = method.missing(context)
+    if method.name in unit.task.left_out:
+        reason = "left out of this task for time"
     if context.data.kind not in method.kinds:
         reason = f"it is not for a {context.data.kind}"
     if reason:
@@ -205,11 +209,18 @@ def _record(method: Method, fitted: Fitted, context: Context, blank: Record) -> 
         blank,
         candidates=fitted.candidates,
         chosen=(fitted.raw, fitted.scaled),
+        course=_course(method, fitted, context),
         cost=_cost(method, fitted, context),
         raw=raw,
         scaled=scaled,
         notes=fitted.notes,
     )
+
+
+def _course(method: Method, fitted: Fitted, context: Context) -> tuple[Candidate, ...]:
+    if method.course is None or not context.task.courses:
+        return ()
+    return tuple(sorted(method.course(context, fitted.candidates[fitted.raw]), key=lambda one: one.seconds))
 
 
 def _cost(method: Method, fitted: Fitted, context: Context) -> Cost:

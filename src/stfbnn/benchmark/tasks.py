@@ -51,6 +51,9 @@ class Task:
         samples: Posterior draws of a prediction.
         precision: Of every forward pass, one of Fabric's names.
         arguments: Of the network's factory.
+        budget: How many settings are tried, if fewer than the suite says.
+        left_out: Methods that are not run on it because they would take too long.
+        courses: Whether runs of other lengths are measured too.
     """
 
     name: str
@@ -70,13 +73,16 @@ class Task:
     samples: int = 32
     precision: str = "32-true"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    budget: int | None = None
+    left_out: tuple[str, ...] = ()
+    courses: bool = True
 
     def data(self, seed: int) -> TaskData:
         """Load and divide the data.
 
         Raises:
             DataError: They are not there.
-        InputError: The network does not suit them.
+            InputError: The network does not suit them.
         """
         if self.source == "sst2":
             from stfbnn.benchmark.texts import sst2_data  # noqa: PLC0415 - needs transformers

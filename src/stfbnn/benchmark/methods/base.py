@@ -145,6 +145,7 @@ class Method:
         fit: Everything after the base network.
         step: One fit on a single minibatch, by which memory is measured; None where it has no steps of its own.
         missing: Why it cannot be had here, such as a package that is not installed; None where it can.
+        course: Runs of other lengths at a setting that was chosen; None where none are measured.
         trains_base: Whether it is the one that trains the base network.
         holds_base: Whether it needs the base network in memory.
     """
@@ -155,6 +156,7 @@ class Method:
     fit: Callable[[Context], Fitted]
     step: Callable[[Context], Any] | None = None
     missing: Callable[[Context], str | None] = lambda _: None
+    course: Callable[[Context, Candidate], list[Candidate]] | None = None
     trains_base: bool = False
     holds_base: bool = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,9 @@ from stfbnn.baselines.posterior_predictor import BayesianPredictor
 from stfbnn.baselines.predictor import Predictor
 from stfbnn.baselines.whole_network import Start, fit_whole_network
 from stfbnn.benchmark.clock import clock
-from stfbnn.benchmark.methods.base import BOTH, Context, Fitted, Method, by_grid
-from stfbnn.benchmark.methods.first_layer import from_run, run_options
+from stfbnn.benchmark.methods.base import BOTH, Context, Fitted, Method, by_grid, score
+from stfbnn.benchmark.methods.first_layer import course_lengths, from_run, given_temperature, run_options
+from stfbnn.benchmark.records import Candidate
 
 LAPLACE = (
     {"structure": "kron", "prior_precision": "marglik"},
@@ -45,6 +47,25 @@ def _whole(context: Context, engine: str, start: Start) -> Fitted:
     seconds = clock() - began
     predictor = BayesianPredictor(bnn, samples=context.task.samples, seed=context.seed)
     return from_run(context, predictor, run, seconds)
+
+
+def _course(context: Context, usual: Candidate, engine: str, start: Start) -> list[Candidate]:
+    """Shorter runs at the T that was chosen, and the usual one; longer ones would take too long."""
+    epochs = context.task.epochs if start == "scratch" else context.task.fit_epochs
+    found = [replace(usual, setting={**usual.setting, "epochs": epochs})]
+    for number in course_lengths(epochs, (0.25, 0.5)):
+        if number == epochs:
+            continue
+        model = context.fresh("scratch") if start == "scratch" else context.model
+        began = clock()
+        options = given_temperature(context, usual)
+        bnn, _ = fit_whole_network(model, context.train_loader, start=start, engine=engine, epochs=number, **options)
+        seconds = clock() - began
+        predictor = BayesianPredictor(bnn, samples=context.task.samples, seed=context.seed)
+        found.append(
+            score(context, predictor, {"temperature": usual.setting["temperature"], "epochs": number}, seconds)
+        )
+    return found
 
 
 def _last(context: Context) -> Fitted:
@@ -89,6 +110,7 @@ BAYESIAN = (
             BOTH,
             partial(_whole, engine=engine, start=start),
             partial(_whole, engine=engine, start=start),
+            course=partial(_course, engine=engine, start=start),
             holds_base=start == "pretrained",
         )
         for start in ("scratch", "pretrained")

@@ -5,6 +5,7 @@ The temperatures that are tried are the settings: as many of them as every other
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,20 @@ def run_options(context: Context, name: str) -> dict[str, Any]:
         "checkpoint": None if context.folder is None else context.folder / f"{name}.ckpt",
         "progress": False,
     }
+
+
+def given_temperature(context: Context, usual: Candidate) -> dict[str, Any]:
+    """What a fit is called with whose T is given, so that it looks at no held-out example."""
+    options = run_options(context, "")
+    return {
+        **{name: options[name] for name in ("seed", "precision", "progress")},
+        "temperature": usual.setting["temperature"],
+    }
+
+
+def course_lengths(usual: int, shares: Sequence[float]) -> list[int]:
+    """Epochs of the runs of a course, without the same number twice."""
+    return sorted({max(1, round(share * usual)) for share in shares})
 
 
 def run_default(context: Context, posterior: str) -> tuple[BayesianNetwork, FitRun]:
@@ -92,7 +107,22 @@ def _step(context: Context) -> Any:
     return run_default(context, "mean-field")
 
 
+def _course(context: Context, usual: Candidate) -> list[Candidate]:
+    """One fit each, at the T that was chosen, on the training examples alone."""
+    found = []
+    for epochs in course_lengths(context.task.fit_epochs, (0.25, 0.5, 1.0, 2.0)):
+        began = clock()
+        bnn = bayesianize(context.model, context.example)
+        fit(bnn, context.train_loader, epochs=epochs, **given_temperature(context, usual))
+        seconds = clock() - began
+        predictor = BayesianPredictor(bnn, samples=context.task.samples, seed=context.seed)
+        found.append(
+            score(context, predictor, {"temperature": usual.setting["temperature"], "epochs": epochs}, seconds)
+        )
+    return found
+
+
 FIRST_LAYER = (
-    Method("stf-bnn", "STF-BNN", BOTH, partial(_fit, posterior="mean-field"), _step),
+    Method("stf-bnn", "STF-BNN", BOTH, partial(_fit, posterior="mean-field"), _step, course=_course),
     Method("stf-bnn-mixture", "STF-BNN, mixture of 4", BOTH, partial(_fit, posterior="mixture"), _step),
 )

@@ -171,6 +171,7 @@ def curves_panel(
     scaled: bool | None = None,
     every_point: bool = False,
     y_ends: Sequence[float] = (),
+    log_x: bool = False,
 ) -> Panel:
     """Lines of several methods over one another.
 
@@ -184,9 +185,11 @@ def curves_panel(
         scaled: As for a panel.
         every_point: Whether each point has a mark; else four along the line have.
         y_ends: Values that the vertical axis has to hold without room beyond them.
+        log_x: Whether the horizontal axis is logarithmic, a little wider than its bounds.
     """
     width, height = 360.0, 268.0
-    frame = Frame(Scale(*x_bounds, 54, width - 14), linear(all_values, 224, 34, y_ends))
+    across = logarithmic(x_bounds, 54, width - 14) if log_x else Scale(*x_bounds, 54, width - 14)
+    frame = Frame(across, linear(all_values, 224, 34, y_ends))
     parts = [_head(title, width), frame.draw(x_label, y_label)]
     # The strong ones below, where the thin ones do not vanish behind them.
     for curve in sorted(curves, key=lambda one: not one.strong):

@@ -8,6 +8,7 @@ from itertools import pairwise
 from stfbnn.report.html import charts
 from stfbnn.report.html.charts import Curve, Point, over
 from stfbnn.report.html.content import Content, MethodRow, Ranking, Task, estimate, temperature_of
+from stfbnn.report.html.course_figure import course_figure
 from stfbnn.report.html.drawing import Key, Panel, line, polyline, rect
 from stfbnn.report.html.figure_parts import Figure, curve_of, kind_title, legend_of, pair_of_panels
 from stfbnn.report.html.measures import HEADLINE, Cell, Head, Line, TableData, column
@@ -22,6 +23,7 @@ def task_figures(task: Task, content: Content) -> Iterator[Figure]:
     """All figures that the records of a task have the numbers for."""
     for made in (
         _pareto(task, content),
+        course_figure(task, content),
         _reliability(task),
         *_selective(task, content),
         _entropies(task),
