@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     from stfbnn.locate import FirstLayer, locate_first_layer
     from stfbnn.merging import merge
     from stfbnn.network import BayesianNetwork
+    from stfbnn.optima.result import Landscape, LayerLandscape
+    from stfbnn.optima.retraining import Optimum, RetrainingOptions
+    from stfbnn.optima.study import landscape
+    from stfbnn.optima.width_table import LayerComparison, LayerWidth
+    from stfbnn.optima.widths import compare_layers
     from stfbnn.posterior import (
         Filterwise,
         Full,
@@ -115,6 +120,11 @@ _HOMES = {
     "locate": ("FirstLayer", "locate_first_layer"),
     "merging": ("merge",),
     "network": ("BayesianNetwork",),
+    "optima.result": ("Landscape", "LayerLandscape"),
+    "optima.retraining": ("Optimum", "RetrainingOptions"),
+    "optima.study": ("landscape",),
+    "optima.width_table": ("LayerComparison", "LayerWidth"),
+    "optima.widths": ("compare_layers",),
     "posterior": (
         "Filterwise",
         "Full",
@@ -174,8 +184,12 @@ __all__ = [
     "HeteroscedasticPrediction",
     "Inference",
     "InputError",
+    "Landscape",
     "LayerChoice",
+    "LayerComparison",
     "LayerError",
+    "LayerLandscape",
+    "LayerWidth",
     "Likelihood",
     "LocalReparameterization",
     "LowRank",
@@ -185,6 +199,7 @@ __all__ = [
     "ModelChangedError",
     "Normal",
     "NotFittedError",
+    "Optimum",
     "PerExample",
     "PointMass",
     "Poisson",
@@ -194,6 +209,7 @@ __all__ = [
     "PredictiveModule",
     "PriorSuggestion",
     "PriorTrial",
+    "RetrainingOptions",
     "Samples",
     "SharedSample",
     "StageStart",
@@ -204,11 +220,13 @@ __all__ = [
     "TrainRun",
     "abstention_rule",
     "bayesianize",
+    "compare_layers",
     "diagnose",
     "evaluate_abstention",
     "export",
     "fit",
     "from_pretrained",
+    "landscape",
     "layer_choices",
     "load",
     "locate_first_layer",

@@ -160,7 +160,7 @@ def run_unit(unit: Unit, bar: Reporter | None = None) -> list[str]:
     with threads(unit.threads), warnings.catch_warnings():
         # What a method warns of is for a user who chose it; here it is one of many.
         warnings.simplefilter("ignore", UserWarning)
-        context = Context(unit.task, unit.task.data(unit.seed), unit.seed, unit.budget)
+        context = _context(unit)
         for name in unit.methods:
             if bar is not None:
                 bar.describe(f"{unit.task.name} {unit.seed} {METHODS[name].title}")
@@ -251,6 +251,15 @@ def _cost(method: Method, fitted: Fitted, context: Context) -> Cost:
 
 def _environment() -> dict[str, Any]:
     return {**environment(), "seconds": "of the processor" if uses_processor_time() else "of the wall clock"}
+
+
+def trained_context(unit: Unit) -> Context:
+    """A task's data and its network, which is trained now if it is not there."""
+    return _with_base(_context(unit), unit)
+
+
+def _context(unit: Unit) -> Context:
+    return Context(unit.task, unit.task.data(unit.seed), unit.seed, unit.budget)
 
 
 def _base_files(unit: Unit) -> tuple[Path, Path]:

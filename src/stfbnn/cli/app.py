@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stfbnn.cli import abstain, benchmark, demo, evaluate, export, fit, merge, predict, train
+from stfbnn.cli import abstain, benchmark, demo, evaluate, export, fit, landscape, merge, predict, train
 from stfbnn.cli.options import help_text
 from stfbnn.cli.output import Interrupted, complain
 from stfbnn.errors import StfbnnError
@@ -31,6 +31,7 @@ The way, in short:
     stfbnn abstain run --max-risk 0.05        when not to trust it
     stfbnn predict run --data NEW -o p.csv    classes with their uncertainty
     stfbnn export run -o model.onnx           the same from one file, without this library
+    stfbnn landscape run                      which optima the first layer has, and which layer to take
     stfbnn benchmark quick                    every method that one could pick, side by side
 
 A network that is trained already needs no `train`: give `fit` its --model, --checkpoint and --data.
@@ -84,6 +85,7 @@ app.command("abstain", help=abstain.HELP)(abstain.abstain)
 app.command("predict", help=predict.HELP)(predict.predict)
 app.command("export", help=export.HELP)(export.export)
 app.command("merge", help=merge.HELP)(merge.merge)
+app.command("landscape", help=landscape.HELP)(landscape.landscape)
 app.command("benchmark", help=benchmark.HELP)(benchmark.benchmark)
 
 

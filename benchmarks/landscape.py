@@ -1,0 +1,129 @@
+"""Which optima the first layer has, beside a middle and the last one, and how wide each layer's posterior is.
+
+    python benchmarks/landscape.py --tasks fashion-mlp fashion-lenet cifar-resnet20 sst2-minilm
+
+Networks are those of the benchmark's suite ``full``, trained once and kept in the cache. Each task and seed is a JSON file of
+its own, so that a run that was stopped goes on. Larger networks are retrained on part of their training examples, and the
+results say how many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import RESULTS, environment
+from stfbnn.benchmark.runner import Unit, trained_context
+from stfbnn.benchmark.suites import SUITES
+from stfbnn.files import write_json
+from stfbnn.optima.retraining import RetrainingOptions
+from stfbnn.optima.study import landscape
+from stfbnn.optima.widths import compare_layers
+from stfbnn.report import save_figure
+from stfbnn.report.landscape_plots import landscape_figure
+from tasks import cache
+
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of a study a task bears.
+
+    Attributes:
+        runs: Retrainings of each layer.
+        epochs: Of each, at most.
+        train: Training examples, or None for all.
+        examples: On which paths are computed.
+        layers: Layers whose posterior widths are compared, at most.
+        width_epochs: Of each layer's inference.
+        named: The layers to study, where "auto" is not meant.
+    """
+
+    runs: int = 6
+    epochs: int = 40
+    train: int | None = None
+    examples: int = 2000
+    layers: int = 8
+    width_epochs: int = 5
+    named: tuple[str, ...] = ()
+
+
+BUDGETS = {
+    "digits-mlp": Budget(),
+    "fashion-mlp": Budget(),
+    "fashion-lenet": Budget(runs=5, epochs=20, train=20_000, width_epochs=3),
+    "cifar-resnet20": Budget(runs=4, epochs=12, train=8_000, examples=1000, layers=5, width_epochs=3),
+    "sst2-minilm": Budget(runs=3, epochs=5, train=2_000, examples=500, layers=4, width_epochs=1),
+}
+
+
+def study(task_name: str, seed: int) -> dict[str, Any]:
+    """Everything about one network; its figure is drawn for the first seed."""
+    task = next(task for suite in SUITES.values() for task in suite.tasks if task.name == task_name)
+    budget, began = BUDGETS[task_name], time.process_time()
+    context = trained_context(Unit(task, seed, 1, (), cache() / "landscape", torch.get_num_threads()))
+    data = context.data
+    part = data.train.first(budget.train)
+    train, held = part.batches(task.batch, shuffle=True), context.held_loader
+    found = landscape(
+        context.model,
+        train,
+        held,
+        layers=budget.named or "auto",
+        options=RetrainingOptions(runs=budget.runs, epochs=budget.epochs),
+        examples=budget.examples,
+        seed=seed,
+        checkpoint=cache() / "landscape" / task_name / str(seed),
+    )
+    spent = time.process_time() - began
+    if seed == 0:
+        save_figure(landscape_figure(found, task_name), FIGURES / f"landscape_{task_name}.png", dpi=80)
+    widths = compare_layers(
+        context.model,
+        train,
+        held,
+        most=budget.layers,
+        test_loader=data.test.batches(task.batch),
+        outside={name: other.batches(task.batch) for name, other in data.outside.items()},
+        epochs=budget.width_epochs,
+        # Each layer's own default: of embeddings the trained weights, which tokens that never occur keep.
+        prior=None if task.network == "minilm" else "rms",
+        samples=task.samples,
+        seed=seed,
+        precision="bf16-mixed" if task.precision == "bf16-mixed" else None,
+        checkpoint=cache() / "landscape" / task_name / f"{seed}-widths",
+    )
+    return {
+        "seed": seed,
+        "train": len(part),
+        "landscape_seconds": spent,
+        "landscape": found.as_dict(),
+        "widths": widths.as_dict(),
+    }
+
+
+def main() -> None:
+    """Run what is missing, and write one file of results a task."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(BUDGETS), choices=BUDGETS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    chosen = parser.parse_args()
+    for task in chosen.tasks:
+        for seed in chosen.seeds:
+            kept = cache() / "landscape" / f"{task}-{seed}.json"
+            if not kept.exists():
+                write_json(kept, json.loads(json.dumps(study(task, seed))))
+            print(task, seed, json.loads(kept.read_text())["landscape"]["verdict"], flush=True)
+        done = [json.loads(path.read_text()) for path in sorted((cache() / "landscape").glob(f"{task}-[0-9]*.json"))]
+        write_json(RESULTS / f"landscape_{task}.json", {"environment": environment(), "runs": done})
+
+
+if __name__ == "__main__":
+    main()
