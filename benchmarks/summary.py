@@ -6,6 +6,7 @@ python benchmarks/summary.py
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common import RESULTS
+from stfbnn.benchmark.claims import claims_of
+from stfbnn.benchmark.records import Record, load_records, succeeded
+from stfbnn.benchmark.reporting import rankings
+from stfbnn.benchmark.statistics import summary as summarise
 from stfbnn.files import write_text
 from stfbnn.report import save_figure
 
@@ -197,6 +202,21 @@ def further_components(content: dict[str, Any], family: str) -> str:
     )
 
 
+def minilm(runs: list[dict[str, Any]]) -> str:
+    """The sentence encoder, layer by layer; seconds as multiples of the fine-tuning."""
+    far = ("auroc_entropy_questions", "auroc_epistemic_questions")
+    columns = [*SHOWN, (far[0], "questions: AUROC by entropy"), (far[1], "by epistemic part")]
+    head = ["method", "random weights", *(title for _, title in columns), "time"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for method in runs[0]["methods"]:
+        note = runs[0]["notes"].get(method.removesuffix(" + τ"))
+        weights = f"{note['weights']:,}" if isinstance(note, Mapping) else ""
+        times = [run["methods"][method]["seconds"] / run["notes"]["stage_one_seconds"] for run in runs]
+        cells = [weights, *(spread(runs, method, key) for key, _ in columns), f"{np.median(times):.2f}"]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def hmc_table(runs: list[dict[str, Any]]) -> str:
     """Families and engines against the reference."""
     keys = ("free energy", "predictive TV", "mean error", "std ratio", "covariance error", "test NLL")
@@ -211,6 +231,48 @@ def hmc_table(runs: list[dict[str, Any]]) -> str:
 def markdown(name: str) -> str:
     """A table that a benchmark wrote itself."""
     return (RESULTS / f"{name}.md").read_text(encoding="utf-8").strip()
+
+
+def suite_table(records: list[Record]) -> str:
+    """Each method's figure of every task, its average rank, and what it takes after the network."""
+    (ranking,) = rankings(records)
+    tasks = list(dict.fromkeys(record.task for record in records))
+    lines = ["| method | rank | " + " | ".join(tasks) + " | time |", "|---" * (len(tasks) + 3) + "|"]
+    methods = sorted(
+        dict.fromkeys(record.method for record in succeeded(records)),
+        key=lambda name: ranking.average_ranks.get(name, math.inf),
+    )
+    for method in methods:
+        here = [record for record in succeeded(records) if record.method == method]
+        rank = ranking.average_ranks.get(method)
+        cells = [headline([record for record in here if record.task == task]) for task in tasks]
+        times = [one.cost.search_seconds / one.cost.stage_one_seconds for one in here if one.cost is not None]
+        # The network's own search is training others: what it takes after the network is nothing.
+        spent = "" if method == "network" else f"{np.median(times):.2f}"
+        lines.append(f"| {method} | {'' if rank is None else f'{rank:.1f}'} | {' | '.join(cells)} | {spent} |")
+    return "\n".join(lines)
+
+
+def headline(records: list[Record]) -> str:
+    """NLL with a predictive temperature, or for numbers the negative log density: mean ± standard error over seeds."""
+    rows = [record.scaled or record.raw for record in records]
+    values = [row.metrics["nll"] if "nll" in row.metrics else -row.metrics["mean_log_density"] for row in rows]
+    if not values:
+        return ""
+    found = summarise(values)
+    error = "" if found.standard_error is None else f" ± {found.standard_error:.3f}"
+    return f"{found.mean:.3f}{error}"
+
+
+def claims_table(records: list[Record]) -> str:
+    """The paper's claims about what a suite measures, with its verdicts."""
+    lines = ["| the paper's claim | verdict | figures |", "|---|---|---|"]
+    lines += [
+        f"| {one.text} | **{one.verdict}**, {one.why} | {one.evidence} |"
+        for one in claims_of(records)
+        if one.verdict != "not measured"
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -238,6 +300,8 @@ def main() -> None:
         "COMPONENT_CIFAR": further_components(on_cifar, "mean-field"),
         "FAMILIES_CIFAR_WHERE": where(on_cifar),
         "STEPS": steps(),
+        "MINILM": minilm(read("minilm_sst2")["runs"]),
+        "MINILM_WHERE": where(read("minilm_sst2")),
         "HMC_TABLE": hmc_table(hmc["runs"]),
         "HMC_WHERE": where(hmc),
         "NEWTON_DIFFERENCE": f"{max(run['largest_difference_of_mean'] for run in newton['runs']):.0e}",
@@ -250,14 +314,19 @@ def main() -> None:
         template = template.replace(f"@{name}@", text)
     write_text(DOCS / "results.md", template)
     put(DOCS.parent / "README.md", families(on_mlp, README_METHODS))
+    for suite in ("quick", "full"):
+        records = load_records(RESULTS / suite)
+        put(DOCS / "claims.md", suite_table(records), f"<!-- suite {suite} -->")
+        put(DOCS / "claims.md", claims_table(records), f"<!-- claims {suite} -->")
+    put(DOCS.parent / "README.md", suite_table(load_records(RESULTS / "quick")), "<!-- suite quick -->")
     put(DOCS / "any-network.md", f"{markdown('architectures')}\n\n{where(read('architectures'))}")
 
 
-def put(page: Path, text: str) -> None:
+def put(page: Path, text: str, mark: str = BEGIN) -> None:
     """Put a text between the marks of a page."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
+    before, rest = page.read_text(encoding="utf-8").split(mark)
+    _, after = rest.split(END, 1)
+    write_text(page, f"{before}{mark}\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":
