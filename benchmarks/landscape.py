@@ -20,7 +20,7 @@ import torch
 
 from common import RESULTS, environment
 from stfbnn.benchmark.runner import Unit, trained_context
-from stfbnn.benchmark.suites import SUITES
+from stfbnn.benchmark.suites import built_in_tasks
 from stfbnn.files import write_json
 from stfbnn.optima.retraining import RetrainingOptions
 from stfbnn.optima.study import landscape
@@ -66,8 +66,7 @@ BUDGETS = {
 
 def study(task_name: str, seed: int) -> dict[str, Any]:
     """Everything about one network; its figure is drawn for the first seed."""
-    task = next(task for suite in SUITES.values() for task in suite.tasks if task.name == task_name)
-    budget, began = BUDGETS[task_name], time.process_time()
+    task, budget, began = built_in_tasks()[task_name], BUDGETS[task_name], time.process_time()
     context = trained_context(Unit(task, seed, 1, (), cache() / "landscape", torch.get_num_threads()))
     data = context.data
     part = data.train.first(budget.train)
@@ -96,6 +95,8 @@ def study(task_name: str, seed: int) -> dict[str, Any]:
         # Each layer's own default: of embeddings the trained weights, which tokens that never occur keep.
         prior=None if task.network == "minilm" else "rms",
         samples=task.samples,
+        # The parts are disjoint rows; that some are equal is how the data are.
+        max_seen_share=1.0,
         seed=seed,
         precision="bf16-mixed" if task.precision == "bf16-mixed" else None,
         checkpoint=cache() / "landscape" / task_name / f"{seed}-widths",

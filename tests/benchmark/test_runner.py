@@ -109,6 +109,16 @@ def test_a_task_can_do_without_some_methods_settings_and_courses(tmp_path: Path)
     assert found["stf-bnn"].course == ()
 
 
+def test_equal_rows_in_a_table_are_how_the_data_are(tmp_path: Path) -> None:
+    rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)).repeat(3, 1)
+    lines = [",".join(f"{value:.4f}" for value in [*row, sum(row)]) for row in rows.tolist()]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["a,b,c,target", *lines]) + "\n")
+    (task,) = tiny("diabetes").tasks
+    suite = Suite("tiny", "", 1, (replace(task, source=str(table)),))
+    assert run(tmp_path / "out", suite, "network", "stf-bnn") == []
+
+
 def test_a_network_that_was_lost_is_trained_again_to_the_same(tmp_path: Path) -> None:
     run(tmp_path, tiny(), "network")
     weights = next(tmp_path.rglob("network.safetensors"))

@@ -187,3 +187,8 @@ def suite_named(name: str) -> Suite:
     if name not in SUITES:
         raise InputError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def built_in_tasks() -> dict[str, Task]:
+    """All tasks by name; of one that several suites have, the largest form."""
+    return {task.name: task for suite in SUITES.values() for task in suite.tasks}

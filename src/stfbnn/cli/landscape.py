@@ -93,7 +93,8 @@ def landscape(
     as_json: opt.AsJson = False,
 ) -> None:
     """Parse, load, study, draw, print."""
-    from stfbnn.cli import landscape_sources, stage_two  # noqa: PLC0415 - they import torch, which takes seconds
+    from stfbnn.benchmark.suites import built_in_tasks  # noqa: PLC0415 - they import torch, which takes seconds
+    from stfbnn.cli import landscape_sources, stage_two  # noqa: PLC0415
     from stfbnn.files import write_json  # noqa: PLC0415
     from stfbnn.optima.retraining import RetrainingOptions  # noqa: PLC0415
     from stfbnn.optima.study import landscape as study  # noqa: PLC0415
@@ -102,7 +103,7 @@ def landscape(
     from stfbnn.threads import threads as using_threads  # noqa: PLC0415
 
     out = Output(as_json)
-    built_in = run is not None and run in landscape_sources.tasks() and not Path(run).is_dir()
+    built_in = run is not None and run in built_in_tasks() and not Path(run).is_dir()
     folder = output or (
         None if run is None else Path(f"landscape-{run}" if built_in else run) / ("" if built_in else "landscape")
     )

@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from stfbnn.benchmark.runner import Unit, trained_context
-from stfbnn.benchmark.suites import SUITES
-from stfbnn.benchmark.tasks import Task
+from stfbnn.benchmark.suites import built_in_tasks
 from stfbnn.cli import sources, stage_two
 from stfbnn.cli.record import DataChoice
 from stfbnn.errors import InputError
@@ -38,18 +37,13 @@ class Studied:
     outside: Mapping[str, Any] = field(default_factory=dict)
 
 
-def tasks() -> dict[str, Task]:
-    """The built-in tasks, by name; of those in several suites the larger one."""
-    return {task.name: task for suite in SUITES.values() for task in suite.tasks}
-
-
 def of_task(name: str, seed: int, folder: Path, threads: int) -> Studied:
     """A built-in task, whose network is trained once and then kept in ``folder``.
 
     Raises:
         InputError: The data are not there.
     """
-    task = tasks()[name]
+    task = built_in_tasks()[name]
     reason = task.missing()
     if reason:
         raise InputError(f"the task {name} cannot be had: {reason}")

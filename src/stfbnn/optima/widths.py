@@ -55,6 +55,7 @@ def compare_layers(
     likelihood: LikelihoodLike = "auto",
     engine: str = "auto",
     samples: int = 32,
+    max_seen_share: float = 0.02,
     seed: int = 0,
     target_key: str = TARGET_KEY,
     weight_key: str = WEIGHT_KEY,
@@ -85,6 +86,7 @@ def compare_layers(
         likelihood: As for `fit`.
         engine: As for `fit`.
         samples: Draws for every score and prediction.
+        max_seen_share: As for `fit`: how many of the held-out examples may equal ones that training saw.
         seed: Of everything random.
         target_key: The target's entry in mappings.
         weight_key: The examples' weights' entry in mappings; held-out NLLs are weighted means, other figures are not.
@@ -145,6 +147,7 @@ def compare_layers(
                 seed=seed,
                 val_loader=val_loader,
                 val_samples=samples,
+                max_seen_share=max_seen_share,
                 temperature=temperature,
                 target_key=target_key,
                 weight_key=weight_key,
