@@ -56,9 +56,9 @@ class Budget:
 
 
 BUDGETS = {
-    "digits-mlp": Budget(),
+    "digits-mlp": Budget(epochs=100),
     "fashion-mlp": Budget(),
-    "fashion-lenet": Budget(runs=5, epochs=20, train=20_000, width_epochs=3),
+    "fashion-lenet": Budget(runs=5, epochs=20, train=10_000, width_epochs=3),
     "cifar-resnet20": Budget(runs=4, epochs=12, train=8_000, examples=1000, layers=5, width_epochs=3),
     "sst2-minilm": Budget(runs=3, epochs=5, train=2_000, examples=500, layers=4, width_epochs=1),
 }

@@ -1,51 +1,24 @@
 """Retraining one layer from draws: against known minima, in every way of execution, stopped, interrupted and resumed."""
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from retraining_runs import problem, require_same, run
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from core_models import classification, conv_net, loader, mlp, trained
-from stfbnn.errors import CheckpointError, InputError
+from stfbnn.errors import InputError
 from stfbnn.likelihood import Gaussian
 from stfbnn.optima import retraining, workers
 from stfbnn.optima.courses import Course
 from stfbnn.optima.layer_function import Examples, LayerFunction
-from stfbnn.optima.retraining import Optimum, Retraining, RetrainingOptions, retrain, trained_optimum
+from stfbnn.optima.retraining import Optimum, RetrainingOptions, retrain, trained_optimum
 from stfbnn.randomness import derive_seed
 from stfbnn.threads import threads
-
-
-def problem(layer: str | None = None) -> tuple[LayerFunction, Any, Examples, Examples]:
-    x, y = classification()
-    net = trained(mlp(), x, y, steps=60)
-    train = loader(x[:150], y[:150])
-    function = LayerFunction(net, train, layer)
-    held_out = Examples(loader(x[150:], y[150:], shuffle=False))
-    return function, train, Examples([(x[:150], y[:150])]), held_out
-
-
-def run(setting: tuple[LayerFunction, Any, Examples, Examples], seed: int = 0, **options: Any) -> Retraining:
-    settings = {"runs": 3, "epochs": 4, "execution": "loop", **options}
-    return retrain(*setting, RetrainingOptions(**settings), seed, progress=False)
-
-
-def require_same(found: Retraining, expected: Retraining, tolerance: float = 0.0) -> None:
-    for one, other in zip(found.optima, expected.optima, strict=True):
-        torch.testing.assert_close(one.weights, other.weights, rtol=tolerance, atol=tolerance)
-        assert one.history == pytest.approx(other.history, rel=tolerance, abs=tolerance)
-        assert (one.number, one.start, one.epochs, one.converged) == (
-            other.number,
-            other.start,
-            other.epochs,
-            other.converged,
-        )
 
 
 def hidden(net: nn.Module, x: Tensor) -> np.ndarray[Any, Any]:
@@ -263,61 +236,6 @@ def test_draws_are_the_layer_s_own_or_of_the_trained_weights_statistics() -> Non
         known = bnn.trained[name]
         assert float(value.mean()) == pytest.approx(float(known.mean()), abs=0.05)
         assert float(value.std()) == pytest.approx(float(known.std(correction=0)), rel=0.05)
-
-
-class Interrupted:
-    """A loader that is stopped in the middle of one of its passes."""
-
-    def __init__(self, plain: Any, passes: int) -> None:
-        self.plain, self.left = plain, passes
-        self.dataset, self.sampler = plain.dataset, plain.sampler
-
-    def __len__(self) -> int:
-        return len(self.plain)
-
-    def __iter__(self) -> Iterator[Any]:
-        self.left -= 1
-        for number, batch in enumerate(self.plain):
-            if self.left < 0 and number == 2:
-                raise KeyboardInterrupt
-            yield batch
-
-
-@pytest.mark.parametrize("passes", [0, 1, 5, 9])
-def test_a_resumed_retraining_ends_where_an_undisturbed_one_does(passes: int, tmp_path: Path) -> None:
-    function, train, examples, held_out = problem("2")
-    options = RetrainingOptions(runs=4, epochs=30, patience=2, learning_rate=0.1, weight_decay=1e-4, execution="loop")
-    expected = retrain(function, train, examples, held_out, options, 0, progress=False)
-    assert min(one.epochs for one in expected.optima) < max(one.epochs for one in expected.optima)
-    file = tmp_path / "folder" / "run.ckpt"
-    # One pass is the look at the first batch.
-    interrupted = Interrupted(train, passes + 1)
-    with pytest.raises(KeyboardInterrupt):
-        retrain(function, interrupted, examples, held_out, options, 0, checkpoint=file, progress=False)
-    assert file.exists() == (passes > 0)
-    resumed = retrain(function, train, examples, held_out, options, 0, checkpoint=file, progress=False)
-    require_same(resumed, expected)
-    assert resumed.execution == "loop"
-    # Nothing is left to do: the loader is not even read.
-    again = retrain(function, Interrupted(train, -1), examples, held_out, options, 0, checkpoint=file, progress=False)
-    require_same(again, expected)
-    assert again.seconds == resumed.seconds
-
-
-def test_a_checkpoint_of_other_settings_or_other_data_is_refused(tmp_path: Path) -> None:
-    function, train, examples, held_out = problem()
-    file = tmp_path / "run.ckpt"
-    options = RetrainingOptions(runs=2, epochs=1)
-    retrain(function, train, examples, held_out, options, 0, checkpoint=file, progress=False)
-    with pytest.raises(CheckpointError, match="seed: 0 in the checkpoint, 1 now"):
-        retrain(function, train, examples, held_out, options, 1, checkpoint=file, progress=False)
-    more = RetrainingOptions(runs=2, epochs=2)
-    with pytest.raises(CheckpointError, match=r"options\.epochs"):
-        retrain(function, train, examples, held_out, more, 0, checkpoint=file, progress=False)
-    with pytest.raises(CheckpointError, match="held_out"):
-        retrain(function, train, examples, examples, options, 0, checkpoint=file, progress=False)
-    found = retrain(function, train, examples, held_out, options, 1, checkpoint=file, resume=False, progress=False)
-    assert len(found.optima) == 2
 
 
 class Words(nn.Module):

@@ -107,7 +107,7 @@ class LayerLandscape:
         )
         said = f"{_name(self)}: {count - 1} retrained optima beside the trained weights. "
         basins, functions = len(self.basins), len(self.functions)
-        said += f"{_counted(basins, 'basin')} and {_counted(functions, 'function')}"
+        said += f"{_counted(basins, 'basin').capitalize()} and {_counted(functions, 'function')}"
         if self.are_disparate:
             said += ": several disparate optima"
         said += f"; barriers on straight lines {_range(lines)} nats"
