@@ -52,6 +52,10 @@ def landscape(
     ] = "reinitialize",
     epochs: Annotated[int, typer.Option(help="Of a retraining, at most.", rich_help_panel=_STUDY)] = 50,
     patience: Annotated[int, typer.Option(help="Epochs without gain.", rich_help_panel=_STUDY)] = 3,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Adam's. Default: by the layer's size.", rich_help_panel=_STUDY, show_default=False),
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="c in loss + c/2 |w|².", rich_help_panel=_STUDY)] = 0.0,
     examples: Annotated[int, typer.Option(help="Examples on which paths are computed.", rich_help_panel=_STUDY)] = 2000,
     curves: Annotated[
@@ -88,6 +92,7 @@ def landscape(
     hold_out_of: Annotated[str, typer.Option(help="train or test.", rich_help_panel=opt.DATA)] = "train",
     batch_size: opt.BatchSize = 128,
     seed: opt.Seed = 0,
+    device: opt.Device = "auto",
     threads: Annotated[int, typer.Option(help="Of the computation.", rich_help_panel=opt.RUN)] = 2,
     resume: opt.Resume = True,
     as_json: opt.AsJson = False,
@@ -109,7 +114,10 @@ def landscape(
     )
     if folder is None:
         raise InputError("say where to put the results with --output")
-    options = RetrainingOptions(runs=runs, start=start, epochs=epochs, patience=patience, weight_decay=weight_decay)  # type: ignore[arg-type]
+    # Of any type, for the library checks what they say.
+    chosen: dict[str, Any] = {"runs": runs, "start": start, "epochs": epochs, "patience": patience}
+    options = RetrainingOptions(learning_rate=learning_rate, weight_decay=weight_decay, **chosen)
+    chosen_device = opt.pick_device(device)
     with using_threads(threads), resumable(folder):
         if built_in:
             assert run is not None  # noqa: S101 - its name was found
@@ -130,6 +138,7 @@ def landscape(
             )
             ready = stage_two.prepare(request, out.note)
             studied = landscape_sources.of_run(ready, ood or [], batch_size)
+        studied.network.to(chosen_device)
         out.note(studied.about)
         found = study(
             studied.network,
