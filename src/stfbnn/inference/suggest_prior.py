@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -21,11 +18,12 @@ from stfbnn.errors import InputError
 from stfbnn.inference.checks import require_count, require_positive
 from stfbnn.inference.fit import fit
 from stfbnn.inference.loaders import kept_generators, require_rereadable
+from stfbnn.inference.quiet import told_once
 from stfbnn.inference.survey import checked_batch
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import PosteriorFamily, resolve_family
 from stfbnn.prediction import predict
-from stfbnn.predictive.weighting import mean_over_examples
+from stfbnn.predictive.weighting import mean_and_error, mean_over_examples
 from stfbnn.prior import Normal
 from stfbnn.progress import progress_bar
 from stfbnn.randomness import seeded
@@ -230,7 +228,7 @@ def suggest_prior(
         for scale, recipe in zip(chosen, recipes, strict=True):
             bar.describe(f"fit with s={scale:.3g}")
             began = time.perf_counter()
-            with kept_generators(train_loader), kept_generators(val_loader), _told_once(first=not trials):
+            with kept_generators(train_loader), kept_generators(val_loader), told_once(first=not trials):
                 bnn = network(recipe)
                 run = fit(
                     bnn,
@@ -268,16 +266,6 @@ def suggest_prior(
     return suggestion
 
 
-@contextmanager
-def _told_once(first: bool) -> Iterator[None]:
-    """Let only the first fit warn, and of nothing that a single scale gives rise to: the table tells that."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="on the held-out data the Bayesian network")
-        if not first:
-            warnings.simplefilter("ignore")
-        yield
-
-
 def _log_densities(bnn: BayesianNetwork, held_out: Sequence[Batch], target: Tensor, samples: int, seed: int) -> Tensor:
     """log p(y_n | x_n) of every held-out example, (N,), in double."""
     pairs = [(batch.inputs, batch.target) for batch in held_out]
@@ -286,13 +274,8 @@ def _log_densities(bnn: BayesianNetwork, held_out: Sequence[Batch], target: Tens
 
 def _compared(trial: PriorTrial, densities: Tensor, best: Tensor, weights: Tensor | None) -> PriorTrial:
     """A trial with its difference from the best one, and the standard error of the (weighted) mean of paired differences."""
-    differences = best - densities
-    mean, count = mean_over_examples(differences, weights), len(differences)
-    shares = torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else weights.cpu().double()
-    shares = shares / shares.sum()
-    spread = float((shares * (differences - mean)).square().sum())
-    error = math.sqrt(spread * count / (count - 1)) if count > 1 else math.inf
-    return replace(trial, difference=float(mean), standard_error=error)
+    mean, error = mean_and_error(best - densities, weights)
+    return replace(trial, difference=mean, standard_error=error)
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:

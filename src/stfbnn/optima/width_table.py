@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from stfbnn.predictive.weighting import mean_over_examples
+from stfbnn.predictive.weighting import mean_and_error
 
 TIE = 0.001
 """Nats an example: held-out scores that are no further apart count as equal, and the smaller layer comes first."""
@@ -51,11 +50,7 @@ class Difference:
             other: The same under what it is compared with.
             weights: What each example counts, (N,); None where all count the same.
         """
-        each = other.double() - density.double()
-        mean, count = mean_over_examples(each, weights), len(each)
-        shares = torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else weights.cpu().double()
-        spread = float((shares / shares.sum() * (each - mean)).square().sum())
-        return cls(float(mean), math.sqrt(spread * count / (count - 1)))
+        return cls(*mean_and_error(other.double() - density.double(), weights))
 
     def __str__(self) -> str:
         return f"{abs(self.mean):.4f} ± {self.standard_error:.4f}"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +23,7 @@ from stfbnn.inference.fit import fit
 from stfbnn.inference.history import FitRun
 from stfbnn.inference.loaders import count_examples, kept_generators, length, require_rereadable
 from stfbnn.inference.options import TEMPERATURES, temperature_schedule
+from stfbnn.inference.quiet import told_once
 from stfbnn.inference.survey import checked_batch
 from stfbnn.layer_listing import LayerChoice, layer_choices
 from stfbnn.likelihood import LikelihoodLike
@@ -137,7 +136,7 @@ def compare_layers(
 
     def inferred(bnn: BayesianNetwork) -> FitRun:
         # Every layer sees the same batches in the same order.
-        with kept_generators(train_loader), kept_generators(val_loader), _told_once(first=not done):
+        with kept_generators(train_loader), kept_generators(val_loader), told_once(first=not done):
             return fit(
                 bnn,
                 train_loader,
@@ -324,13 +323,3 @@ def _choose(
     places = {round(number * (len(candidates) - 1) / (most - 1)) for number in range(most)}
     left = tuple(choice.name for place, choice in enumerate(candidates) if place not in places)
     return [candidates[place] for place in sorted(places)], left
-
-
-@contextmanager
-def _told_once(first: bool) -> Iterator[None]:
-    """Let only the first fit warn, and of nothing that a single layer gives rise to: the table tells that."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="on the held-out data the Bayesian network")
-        if not first:
-            warnings.simplefilter("ignore")
-        yield

@@ -76,3 +76,19 @@ def mean_over_examples(values: Tensor, weights: Tensor | None) -> Tensor:
         return values.mean(dim=-1)
     weights = weights.to(values)
     return (values * weights).sum(dim=-1) / weights.sum()
+
+
+def mean_and_error(values: Tensor, weights: Tensor | None) -> tuple[float, float]:
+    """Weighted mean over examples, and its standard error by linearisation, √(N/(N−1) Σ_n (w_n (v_n − v̄))²), Σ w = 1.
+
+    Args:
+        values: One an example, (N,).
+        weights: As of `mean_over_examples`.
+
+    Returns:
+        Both; the error of a single example is infinite.
+    """
+    mean, count = mean_over_examples(values, weights), len(values)
+    shares = torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else weights.cpu().double()
+    spread = float((shares / shares.sum() * (values.cpu().double() - mean.cpu())).square().sum())
+    return float(mean), math.sqrt(spread * count / (count - 1)) if count > 1 else math.inf
