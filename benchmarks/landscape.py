@@ -21,7 +21,7 @@ import torch
 from common import RESULTS, environment
 from stfbnn.benchmark.runner import Unit, trained_context
 from stfbnn.benchmark.suites import built_in_tasks
-from stfbnn.files import write_json
+from stfbnn.files import write_json, write_text
 from stfbnn.optima.retraining import RetrainingOptions
 from stfbnn.optima.study import landscape
 from stfbnn.optima.widths import compare_layers
@@ -110,6 +110,15 @@ def study(task_name: str, seed: int) -> dict[str, Any]:
     }
 
 
+def rounded(value: Any) -> Any:
+    """All numbers to six digits: paths and planes are hundreds of them."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value
+
+
 def main() -> None:
     """Run what is missing, and write one file of results a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +132,8 @@ def main() -> None:
                 write_json(kept, json.loads(json.dumps(study(task, seed))))
             print(task, seed, json.loads(kept.read_text())["landscape"]["verdict"], flush=True)
         done = [json.loads(path.read_text()) for path in sorted((cache() / "landscape").glob(f"{task}-[0-9]*.json"))]
-        write_json(RESULTS / f"landscape_{task}.json", {"environment": environment(), "runs": done})
+        content = json.dumps({"environment": environment(), "runs": rounded(done)}, separators=(",", ":"))
+        write_text(RESULTS / f"landscape_{task}.json", content + "\n")
 
 
 if __name__ == "__main__":
