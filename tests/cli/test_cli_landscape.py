@@ -48,13 +48,12 @@ def test_the_files_hold_what_the_library_finds(folder):
 
 
 def test_layers_that_are_named_are_studied_and_ranked(folder, tmp_path):
-    names = [choice["layer"] for choice in json.loads((folder / "landscape" / "landscape.json").read_text())["layers"]]
     said = run(
         "landscape",
         folder,
         *QUICK,
         "--layer",
-        names[0],
+        "1",
         "--widths",
         "--width-epochs",
         1,
@@ -64,8 +63,8 @@ def test_layers_that_are_named_are_studied_and_ranked(folder, tmp_path):
         "--json",
     ).stdout
     content = json.loads(said)
-    assert [layer["layer"] for layer in content["layers"]] == names[:1]
-    assert content["widths"]["recommended"] in names
+    assert [layer["layer"] for layer in content["layers"]] == ["1"]
+    assert content["widths"]["recommended"] in ("1", "3", "5")
     assert content["widths"] == json.loads((tmp_path / "out" / "widths.json").read_text())
 
 
