@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from stfbnn.batches import Inputs
+from torch import nn
+
+from stfbnn.batches import Batch, Inputs, module_device, to_device
 from stfbnn.draws import Draws
 from stfbnn.errors import InputError
 from stfbnn.inference.loaders import kept_generators
@@ -33,12 +35,7 @@ def first_look(
     Raises:
         InputError: The loader is empty, the model does not run on the batch or mixes its examples, or the targets do not fit.
     """
-    # The loader is read anew afterwards, with the generators as they were.
-    with seeded(seed, "first-look"), kept_generators(loader):
-        batch = next(iter(loader), None)
-    if batch is None:
-        raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
-    first = checked_batch(batch, target_key, weight_key)
+    first = first_batch(loader, seed, target_key, weight_key)
     chosen = resolve_likelihood(likelihood, first.target).to(bnn.device)
     part = chunks(first, bnn.device)[0].to(bnn.device)
     try:
@@ -49,3 +46,21 @@ def first_look(
     weights = bnn.trained_vector().to(bnn.posterior.mean_vector())
     require_apart(lambda inputs: bnn.outputs(weights, inputs), part.inputs)
     return chosen, part.rows(0, 2).inputs
+
+
+def first_batch(loader: Iterable[Any], seed: int, target_key: str, weight_key: str) -> Batch:
+    """The first batch, checked; the loader is read anew afterwards, with the generators as they were.
+
+    Raises:
+        InputError: There is none, or it cannot be used.
+    """
+    with seeded(seed, "first-look"), kept_generators(loader):
+        batch = next(iter(loader), None)
+    if batch is None:
+        raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
+    return checked_batch(batch, target_key, weight_key)
+
+
+def two_rows(batch: Batch, model: nn.Module) -> Inputs:
+    """Two of a batch's inputs (one where there is no second), on the model's device: enough to find a layer."""
+    return to_device(batch.rows(0, min(2, len(batch))).inputs, module_device(model))

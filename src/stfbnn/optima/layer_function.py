@@ -15,19 +15,14 @@ from stfbnn.batches import (
     Batch,
     Inputs,
     OutputFunction,
-    module_device,
-    rows,
     tensors_of,
-    to_device,
 )
 from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
-from stfbnn.inference.first_look import first_look
-from stfbnn.inference.loaders import kept_generators
+from stfbnn.inference.first_look import first_batch, first_look, two_rows
 from stfbnn.inference.survey import checked_batch, counted_labels
 from stfbnn.likelihood import LikelihoodLike
 from stfbnn.network import BayesianNetwork
-from stfbnn.randomness import seeded
 
 # Input numbers that a stack of networks times a chunk of examples may hold: what is kept for a backward pass grows with it.
 _STACK_NUMBERS = 2**22
@@ -67,12 +62,8 @@ class LayerFunction:
         target_key: str = TARGET_KEY,
         output: OutputFunction | None = None,
     ) -> None:
-        with seeded(seed, "layer-function"), kept_generators(loader):
-            given = next(iter(loader), None)
-        if given is None:
-            raise InputError("the loader gave no batch: it is empty, or drop_last dropped its only one")
-        batch = checked_batch(given, target_key)
-        example = to_device(rows(batch.inputs, 0, min(2, len(batch))), module_device(model))
+        batch = first_batch(loader, seed, target_key, WEIGHT_KEY)
+        example = two_rows(batch, model)
         self.bnn: BayesianNetwork = bayesianize(model, example, layer=layer, posterior="point", output=output)
         self.layer, self.size = self.bnn.layer_name, self.bnn.layout.size
         self.trained = self.bnn.trained_vector().detach()

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stfbnn.batches import TARGET_KEY, OutputFunction, module_device, rows, split_batch, to_device
+from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, OutputFunction
 from stfbnn.errors import InputError, LayerError
 from stfbnn.inference.checks import require_count
+from stfbnn.inference.first_look import first_batch, two_rows
 from stfbnn.inference.loaders import kept_generators, require_rereadable, shared_examples
 from stfbnn.inference.survey import counted_labels
 from stfbnn.layer_listing import LayerChoice, layer_choices
@@ -170,13 +171,8 @@ def choose_layers(
         InputError: The loader is empty.
         LayerError: There is no such layer, or none at all.
     """
-    with seeded(seed, "layer-function"), kept_generators(loader):
-        given = next(iter(loader), None)
-    if given is None:
-        raise InputError("the loader gave no batch: it is empty, or drop_last dropped its only one")
     plain = unwrap(model)
-    inputs, _ = split_batch(given, target_key)
-    choices = layer_choices(plain, to_device(rows(inputs, 0, 2), module_device(plain)))
+    choices = layer_choices(plain, two_rows(first_batch(loader, seed, target_key, WEIGHT_KEY), plain))
     if layers != "auto":
         by_name = {choice.name: choice for choice in choices}
         unknown = [name for name in layers if name not in by_name]

@@ -12,19 +12,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, Inputs, OutputFunction, module_device, rows, to_device
+from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, OutputFunction
 from stfbnn.checkpoint import prepare_checkpoint, previous_path
 from stfbnn.conversion import bayesianize
 from stfbnn.errors import CheckpointError, InputError, LayerError
 from stfbnn.files import write_text
 from stfbnn.inference.checks import require_count
 from stfbnn.inference.engines import ENGINES
+from stfbnn.inference.first_look import first_batch, two_rows
 from stfbnn.inference.fit import fit
 from stfbnn.inference.history import FitRun
 from stfbnn.inference.loaders import count_examples, kept_generators, length, require_rereadable
 from stfbnn.inference.options import TEMPERATURES, temperature_schedule
 from stfbnn.inference.quiet import told_once
-from stfbnn.inference.survey import checked_batch
 from stfbnn.layer_listing import LayerChoice, layer_choices
 from stfbnn.likelihood import LikelihoodLike
 from stfbnn.likelihood.names import resolve_likelihood
@@ -34,7 +34,7 @@ from stfbnn.optima.width_figures import HELD_OUT, TEST, Judge, JudgedData, Label
 from stfbnn.optima.width_table import Difference, LayerComparison, LayerWidth
 from stfbnn.prior import PriorLike, resolve_prior
 from stfbnn.progress import progress_bar
-from stfbnn.randomness import derive_seed, seeded
+from stfbnn.randomness import derive_seed
 from stfbnn.trunk import fingerprint
 from stfbnn.wrappers import unwrap
 
@@ -108,7 +108,7 @@ def compare_layers(
     _check_loaders(train_loader, val_loader)
     recipe = None if prior is None else resolve_prior(prior)
     plain = unwrap(model)
-    example = _example(plain, train_loader, seed, target_key, weight_key)
+    example = two_rows(first_batch(train_loader, seed, target_key, weight_key), plain)
     choices = layer_choices(plain, example)
     chosen, skipped = _choose(choices, layers, most)
     held_out = LabelledSet.read("val_loader", val_loader, seed, target_key, weight_key)
@@ -277,16 +277,6 @@ def _check_loaders(train_loader: Iterable[Any], val_loader: Iterable[Any]) -> No
             f"val_loader is a {type(val_loader).__name__}, which can be read only once, but every fit reads it; give a "
             f"DataLoader or a list of batches"
         )
-
-
-def _example(model: nn.Module, loader: Iterable[Any], seed: int, target_key: str, weight_key: str) -> Inputs:
-    """Two rows of the training data, on the model's device."""
-    with seeded(seed, "example"), kept_generators(loader):
-        given = next(iter(loader), None)
-    if given is None:
-        raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
-    batch = checked_batch(given, target_key, weight_key)
-    return to_device(rows(batch.inputs, 0, min(2, len(batch))), module_device(model))
 
 
 def _first(choices: Sequence[LayerChoice]) -> str:
