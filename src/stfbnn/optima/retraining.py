@@ -16,7 +16,7 @@ from stfbnn.batches import TARGET_KEY, Batch
 from stfbnn.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
 from stfbnn.errors import InputError
 from stfbnn.inference.checks import require_count, require_gradients, require_positive
-from stfbnn.inference.components.start import kept_where_unused, reinitialized
+from stfbnn.inference.components.start import kept_where_unused, of_its_statistics, reinitialized
 from stfbnn.inference.loaders import (
     count_examples,
     generator_states,
@@ -265,11 +265,8 @@ def _draw(bnn: BayesianNetwork, start: Start, seed: int) -> Tensor:
     if start == "reinitialize":
         return bnn.layout.flatten(reinitialized(bnn, seed)).to(trained)
     random = generator(seed, "statistics")
-    drawn = {}
-    for name, value in bnn.layout.unflatten(trained).items():
-        noise = torch.randn(value.shape, generator=random).to(value)
-        drawn[name] = value.mean() + value.std(correction=0) * noise
-    return bnn.layout.flatten(drawn)
+    parts = bnn.layout.unflatten(trained)
+    return bnn.layout.flatten({name: of_its_statistics(value, random) for name, value in parts.items()})
 
 
 def _one_epoch(

@@ -42,10 +42,15 @@ def reinitialized(bnn: BayesianNetwork, seed: int) -> dict[str, Tensor]:
     for name, trained in bnn.trained.items():
         fresh = layer.get_parameter(name).detach().to(trained)
         if fresh.shape != trained.shape or torch.equal(fresh, trained):
-            noise = torch.randn(trained.shape, generator=random).to(trained)
-            fresh = trained.mean() + trained.std(correction=0) * noise
+            fresh = of_its_statistics(trained, random)
         drawn[name] = fresh.to(bnn.trained_vector().dtype)
     return drawn
+
+
+def of_its_statistics(trained: Tensor, random: torch.Generator) -> Tensor:
+    """A Gaussian draw with the mean and the standard deviation of a parameter's trained entries."""
+    noise = torch.randn(trained.shape, generator=random).to(trained)
+    return trained.mean() + trained.std(correction=0) * noise
 
 
 def perturbed(bnn: BayesianNetwork, amount: float, seed: int) -> dict[str, Tensor]:
