@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stfbnn.adapters import Adapters
+    from stfbnn.adversarial_training import AdversarialTraining
     from stfbnn.artifact import load, save
     from stfbnn.conversion import bayesianize
     from stfbnn.decision import AbstentionFigures, AbstentionRule, abstention_rule, evaluate_abstention
@@ -78,12 +79,14 @@ if TYPE_CHECKING:
         Prediction,
     )
     from stfbnn.prior import GaussianPrior, Normal
+    from stfbnn.robustness.threat import InputSpace, Threat
     from stfbnn.training import TrainRun, train
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "adapters": ("Adapters",),
+    "adversarial_training": ("AdversarialTraining",),
     "artifact": ("load", "save"),
     "conversion": ("bayesianize",),
     "decision": ("AbstentionFigures", "AbstentionRule", "abstention_rule", "evaluate_abstention"),
@@ -148,6 +151,7 @@ _HOMES = {
         "Prediction",
     ),
     "prior": ("GaussianPrior", "Normal"),
+    "robustness.threat": ("InputSpace", "Threat"),
     "training": ("TrainRun", "train"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -156,6 +160,7 @@ __all__ = [
     "AbstentionFigures",
     "AbstentionRule",
     "Adapters",
+    "AdversarialTraining",
     "ArtifactError",
     "BayesianNetwork",
     "Bernoulli",
@@ -184,6 +189,7 @@ __all__ = [
     "HeteroscedasticPrediction",
     "Inference",
     "InputError",
+    "InputSpace",
     "Landscape",
     "LayerChoice",
     "LayerComparison",
@@ -217,6 +223,7 @@ __all__ = [
     "StfRegressor",
     "StfbnnError",
     "TemperatureTrial",
+    "Threat",
     "TrainRun",
     "abstention_rule",
     "bayesianize",

@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed import is_available, is_torchelastic_launched
 
+from stfbnn.adversarial_training import AdversarialTraining
 from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, OutputFunction, module_device
 from stfbnn.checkpoint import load_checkpoint, save_checkpoint
 from stfbnn.errors import CheckpointError, InputError
@@ -80,6 +81,7 @@ def train(
     precision: Any = "32-true",
     accumulate: int = 1,
     clip_norm: float | None = None,
+    adversarial: AdversarialTraining | None = None,
     accelerator: str = "auto",
     devices: int | str | list[int] = "auto",
     strategy: str | Strategy = "auto",
@@ -123,6 +125,8 @@ def train(
         precision: One of Fabric's names, such as "32-true" or "bf16-mixed".
         accumulate: Batches a step. The gradient is that of the mean over all their examples, whatever their sizes.
         clip_norm: Largest Euclidean norm of the gradient; None does not clip.
+        adversarial: Learn from every batch as an attacker changes it; loss and accuracy of training are then those under
+            attack, of validation those of clean examples. None learns from the batches as they are.
         accelerator: Fabric's name; "auto" takes a GPU where there is one.
         devices: "auto" is 1, or what the launcher says.
         strategy: "auto", "ddp", "ddp_find_unused_parameters_true" or one of Fabric's objects for these.
@@ -153,6 +157,7 @@ def train(
         val_loader,
         keep_best,
         clip_norm,
+        adversarial,
         epochs=epochs,
         accumulate=accumulate,
         checkpoint_every=checkpoint_every,
@@ -183,6 +188,7 @@ def train(
             output=output,
             target_key=target_key,
             weight_key=weight_key,
+            adversarial=adversarial,
         )
         run.first_look()
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -207,6 +213,8 @@ def train(
             "accumulate": accumulate,
             "clip_norm": clip_norm,
             "processes": fabric.world_size,
+            # Only where there is one, so that earlier checkpoints still fit.
+            **({} if adversarial is None else {"adversarial": adversarial.describe()}),
             "parameter shapes": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
         }
         stored = _load(fabric, checkpoint, signature) if resume and checkpoint is not None else None
@@ -239,7 +247,13 @@ def train(
 
 
 def _check_settings(
-    model: Any, loader: Any, val_loader: Any, keep_best: bool, clip_norm: float | None, **counts: Any
+    model: Any,
+    loader: Any,
+    val_loader: Any,
+    keep_best: bool,
+    clip_norm: float | None,
+    adversarial: Any,
+    **counts: Any,
 ) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, but it is a {type(model).__name__}")
@@ -248,6 +262,10 @@ def _check_settings(
             raise InputError(f"{name} must be a positive integer, but it is {value!r}")
     if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
         raise InputError(f"clip_norm must be positive, or None for no clipping, but it is {clip_norm}")
+    if adversarial is not None and not isinstance(adversarial, AdversarialTraining):
+        raise InputError(
+            f"adversarial must be an stfbnn.AdversarialTraining, or None, but it is a {type(adversarial).__name__}"
+        )
     if keep_best and val_loader is None:
         raise InputError("keep_best=True chooses by the validation loss, so it needs val_loader=")
     for name, value in (("loader", loader), ("val_loader", val_loader)):

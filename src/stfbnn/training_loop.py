@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
+from stfbnn.adversarial_training import AdversarialTraining
 from stfbnn.batches import (
     Batch,
     Inputs,
@@ -147,10 +148,12 @@ class TrainingLoop:
         output: OutputFunction | None,
         target_key: str,
         weight_key: str,
+        adversarial: AdversarialTraining | None = None,
     ) -> None:
         self.fabric, self.model, self.objective, self.schedule = fabric, model, objective, schedule
         self.seed, self.epochs, self.accumulate = seed, epochs, accumulate
         self._output, self._target_key, self._weight_key = output, target_key, weight_key
+        self._adversarial = adversarial
         self._generators = _generators(loader) + _generators(val_loader)
         self.loader, self.val_loader = _sharded(fabric, loader, seed), val_loader
         self.batches = _length(self.loader)
@@ -187,6 +190,8 @@ class TrainingLoop:
                 )
             first = self._split(batch)
             require_finite(first.inputs, f"the inputs of the first {what} batch")
+            if self._adversarial is not None:
+                self._adversarial.check(first.inputs)
             self.objective.check(self._outputs(first.inputs), first.target, first.weight)
 
     def epoch(self, epoch: int, reporter: Reporter, keep_best: bool) -> None:
@@ -232,7 +237,7 @@ class TrainingLoop:
         for index, (batch, size) in enumerate(zip(group, sizes, strict=True)):
             self.seen.add(batch.inputs)
             with self.fabric.no_backward_sync(self.module, enabled=index < len(group) - 1):
-                outputs = self._outputs(batch.inputs)
+                outputs = self._outputs(self._attacked(batch))
                 loss = self.objective(outputs, batch.target, batch.weight)
                 value = float(loss.detach())
                 if not math.isfinite(value):
@@ -311,6 +316,21 @@ class TrainingLoop:
 
     def _outputs(self, inputs: Inputs) -> Tensor:
         return output_tensor(call_model(self.module, to_device(inputs, self.fabric.device)), self._output)
+
+    def _attacked(self, batch: Batch) -> Inputs:
+        """The inputs to learn from: the batch's own, or as an attacker changes them."""
+        if self._adversarial is None:
+            return batch.inputs
+        inputs = to_device(batch.inputs, self.fabric.device)
+        assert isinstance(inputs, Tensor)  # noqa: S101 - checked at the first look
+        # The plain model, for what wraps it on several ranks expects every pass to end in a step.
+        return self._adversarial.attack(
+            self.model,
+            inputs,
+            lambda outputs: self.objective(outputs, batch.target, batch.weight),
+            self._output,
+            self.fabric.autocast,
+        )
 
     def _agree_on_buffers(self) -> None:
         """Give every rank the buffers of rank 0; running statistics differ after each rank's own last batch."""

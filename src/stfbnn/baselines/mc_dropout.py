@@ -100,7 +100,7 @@ class MCDropout:
             InputError: There are no data, or they are not finite or of a wrong form.
         """
         chunks = input_chunks(data, module_device(self.model), self._reading)
-        with evaluating(self.model), _dropping(self.model):
+        with evaluating(self.model), dropping(self.model):
             outputs = collect_outputs(self._members, chunks)
         return MemberOutputs(outputs, self.likelihood)
 
@@ -176,7 +176,7 @@ def _active_dropout(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _dropping(model: nn.Module) -> Iterator[None]:
+def dropping(model: nn.Module) -> Iterator[None]:
     """Put a network's dropout into training mode; whoever calls it puts the modes back."""
     for module in _active_dropout(model):
         module.training = True

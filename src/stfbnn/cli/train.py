@@ -71,6 +71,15 @@ def train(
     clip_norm: Annotated[
         float | None, typer.Option(help="Largest norm of the gradient.", rich_help_panel="Training")
     ] = None,
+    adversarial: Annotated[
+        float | None,
+        typer.Option(
+            help="Learn from images attacked within this distance of every pixel, such as 0.03; pixels lie in 0 to 1.",
+            rich_help_panel="Training",
+            show_default=False,
+        ),
+    ] = None,
+    adversarial_steps: Annotated[int, typer.Option(help="Of each such attack.", rich_help_panel="Training")] = 7,
     precision: Annotated[
         str, typer.Option(help="32-true, bf16-mixed, 16-mixed, ….", rich_help_panel="Training")
     ] = "32-true",
@@ -81,9 +90,11 @@ def train(
 ) -> None:
     """Parse, train, write the run's folder, print."""
     from stfbnn import factories  # noqa: PLC0415 - it imports torch, which takes seconds
+    from stfbnn.adversarial_training import AdversarialTraining  # noqa: PLC0415
     from stfbnn.cli import networks, sources  # noqa: PLC0415
     from stfbnn.files import write_json  # noqa: PLC0415
     from stfbnn.randomness import seeded  # noqa: PLC0415
+    from stfbnn.robustness.threat import InputSpace, Threat  # noqa: PLC0415
     from stfbnn.training import train as run_training  # noqa: PLC0415
     from stfbnn.weights_file import save_weights  # noqa: PLC0415
 
@@ -109,6 +120,9 @@ def train(
         record.refuse_other(output / rec.TRAIN_RECORD)
     record.write(output / rec.TRAIN_RECORD)
     checkpoint = output / rec.TRAIN_CHECKPOINT
+    if adversarial is not None:
+        space = InputSpace(mean=record.mean, std=record.std)
+        steps["adversarial"] = AdversarialTraining(Threat(adversarial), adversarial_steps, space=space)
     with resumable(checkpoint):
         run = run_training(
             network,
