@@ -81,6 +81,8 @@ class Record:
         train_digest: Hash of the examples trained on and their targets.
         held_out_digest: Likewise of those held out.
         model: The network.
+        training: The options of ``stfbnn train`` by which it was trained, and can be trained again on other examples; None for
+            a network from elsewhere.
     """
 
     data: DataChoice
@@ -95,6 +97,7 @@ class Record:
     train_digest: str
     held_out_digest: str | None
     model: ModelChoice
+    training: dict[str, Any] | None = None
 
     def write(self, path: Path) -> None:
         """Write it as JSON; the weights' path becomes relative to the file's folder where it can."""
@@ -134,6 +137,7 @@ class Record:
                 train_digest=entries["train_digest"],
                 held_out_digest=entries["held_out_digest"],
                 model=replace(model, weights=str((path.parent / model.weights).resolve())),
+                training=entries.get("training"),
             )
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is damaged: {error}; restore it, or run the command again") from error

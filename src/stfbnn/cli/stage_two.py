@@ -110,7 +110,8 @@ def _continued(request: Request, before: rec.Record) -> Ready:
     folder = Path(before.model.weights).parent if request.run is None else request.run
     networks.attach_seen(network, folder / rec.SEEN)
     model = rec.ModelChoice(factory, given, str(weights))
-    return _ready(request, network, choice, held, parts, (before.mean, before.std), model)
+    ready = _ready(request, network, choice, held, parts, (before.mean, before.std), model)
+    return replace(ready, record=replace(ready.record, training=before.training))
 
 
 def _foreign(request: Request, tell: Callable[[str], None]) -> Ready:

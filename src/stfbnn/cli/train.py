@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -90,11 +91,9 @@ def train(
 ) -> None:
     """Parse, train, write the run's folder, print."""
     from stfbnn import factories  # noqa: PLC0415 - it imports torch, which takes seconds
-    from stfbnn.adversarial_training import AdversarialTraining  # noqa: PLC0415
-    from stfbnn.cli import networks, sources  # noqa: PLC0415
+    from stfbnn.cli import networks, sources, stage_one  # noqa: PLC0415
     from stfbnn.files import write_json  # noqa: PLC0415
     from stfbnn.randomness import seeded  # noqa: PLC0415
-    from stfbnn.robustness.threat import InputSpace, Threat  # noqa: PLC0415
     from stfbnn.training import train as run_training  # noqa: PLC0415
     from stfbnn.weights_file import save_weights  # noqa: PLC0415
 
@@ -106,8 +105,21 @@ def train(
     held = rec.HoldOut(share, seed) if share else None
     arguments = opt.parse_object("--model-args", model_args)
     numbers = opt.parse_numbers("--mean", mean), opt.parse_numbers("--std", std)
-    # Of any type, for the library checks what they say, and its message is the better one.
-    steps: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay, "schedule": schedule}
+    training = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "warmup": warmup,
+        "label_smoothing": label_smoothing,
+        "accumulate": accumulate,
+        "clip_norm": clip_norm,
+        "precision": precision,
+        "adversarial": adversarial,
+        "adversarial_steps": adversarial_steps,
+    }
     chosen = opt.pick_device(device)
 
     parts = sources.divide(sources.read(choice), held)
@@ -115,31 +127,23 @@ def train(
     with seeded(seed, "model"):
         network, given = factories.build(model, arguments, sources.offered(parts))
     weights = rec.ModelChoice(model, given, str(output / rec.WEIGHTS))
-    record = sources.record_of(choice, held, parts, numbers, weights)
+    record = replace(sources.record_of(choice, held, parts, numbers, weights), training=training)
     if resume:
         record.refuse_other(output / rec.TRAIN_RECORD)
     record.write(output / rec.TRAIN_RECORD)
     checkpoint = output / rec.TRAIN_CHECKPOINT
-    if adversarial is not None:
-        space = InputSpace(mean=record.mean, std=record.std)
-        steps["adversarial"] = AdversarialTraining(Threat(adversarial), adversarial_steps, space=space)
+    options = stage_one.training_options(record)
     with resumable(checkpoint):
         run = run_training(
             network,
             sources.batches(parts.train, record, batch_size, shuffle=True),
-            epochs=epochs,
-            warmup=warmup,
-            label_smoothing=label_smoothing,
             val_loader=None if parts.held_out is None else sources.batches(parts.held_out, record, batch_size),
-            precision=precision,
-            accumulate=accumulate,
-            clip_norm=clip_norm,
             accelerator=chosen.type,
             devices=1 if chosen.index is None else [chosen.index],
             seed=seed,
             checkpoint=checkpoint,
             resume=resume,
-            **steps,
+            **options,
         )
     save_weights(network, output / rec.WEIGHTS)
     networks.save_seen(run.provenance, output / rec.SEEN)
