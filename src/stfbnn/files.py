@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,20 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Write ``value`` as indented JSON, atomically; NaN and infinity are refused, for they are not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: tensors and arrays become lists, paths text, and what JSON has not (NaN, infinities) None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    # Without an import of torch, which takes seconds that a command's --help should not.
+    return plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def _umask() -> int:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from stfbnn.errors import DataError
-from stfbnn.files import write_text
+from stfbnn.files import plain, write_text
 
 SCHEMA = 2
 """Raised where older records can no longer be read."""
@@ -137,7 +136,7 @@ class Record:
     def save(self, folder: Path) -> Path:
         """Write the record under ``folder``, atomically, and return its file."""
         path = record_path(folder, self.task, self.seed, self.method)
-        content = {"schema": SCHEMA, **_without_nan(dataclasses.asdict(self))}
+        content = {"schema": SCHEMA, **plain(dataclasses.asdict(self))}
         # On one line: a suite has hundreds of records, most of them lists of numbers.
         write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
         return path
@@ -186,14 +185,3 @@ def load_records(folder: Path) -> list[Record]:
 def succeeded(records: Iterable[Record]) -> list[Record]:
     """Those that have figures."""
     return [record for record in records if record.raw is not None]
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: an undefined figure is None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return value

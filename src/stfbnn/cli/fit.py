@@ -10,7 +10,7 @@ import typer
 
 from stfbnn.cli import options as opt
 from stfbnn.cli import record as rec
-from stfbnn.cli.output import Output, plain, resumable
+from stfbnn.cli.output import Output, resumable
 from stfbnn.errors import InputError
 
 HELP = opt.help_text("""
@@ -156,7 +156,7 @@ def fit(
     from stfbnn.artifact_files import check_target  # noqa: PLC0415
     from stfbnn.cli import sources, stage_two  # noqa: PLC0415
     from stfbnn.conversion import bayesianize, parameter_counts  # noqa: PLC0415
-    from stfbnn.files import write_json  # noqa: PLC0415
+    from stfbnn.files import plain, write_json  # noqa: PLC0415
     from stfbnn.inference.diagnostics import diagnose, findings_table  # noqa: PLC0415
     from stfbnn.inference.fit import fit as run_inference  # noqa: PLC0415
     from stfbnn.posterior import build_family  # noqa: PLC0415

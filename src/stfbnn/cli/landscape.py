@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stfbnn.cli import options as opt
-from stfbnn.cli.output import Output, plain, resumable
+from stfbnn.cli.output import Output, resumable
 from stfbnn.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def landscape(
     """Parse, load, study, draw, print."""
     from stfbnn.benchmark.suites import built_in_tasks  # noqa: PLC0415 - they import torch, which takes seconds
     from stfbnn.cli import landscape_sources, stage_two  # noqa: PLC0415
-    from stfbnn.files import write_json  # noqa: PLC0415
+    from stfbnn.files import plain, write_json  # noqa: PLC0415
     from stfbnn.optima.retraining import RetrainingOptions  # noqa: PLC0415
     from stfbnn.optima.study import landscape as study  # noqa: PLC0415
     from stfbnn.report import save_figure  # noqa: PLC0415
@@ -166,7 +166,7 @@ def landscape(
 
 def _widths(out: Output, studied: Studied, folder: Path, epochs: int, temperature: float, seed: int) -> Any:
     """Make each layer Bayesian by itself, and rank them."""
-    from stfbnn.files import write_json  # noqa: PLC0415
+    from stfbnn.files import plain, write_json  # noqa: PLC0415
     from stfbnn.optima.widths import compare_layers  # noqa: PLC0415
 
     compared = compare_layers(

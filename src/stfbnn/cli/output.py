@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stfbnn.files import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,17 +59,6 @@ class Output:
 def complain(text: str) -> None:
     """Write a line to standard error."""
     sys.stderr.write(f"{text}\n")
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: NaN and infinities, which JSON has not, become null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 @contextmanager

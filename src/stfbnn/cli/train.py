@@ -10,7 +10,7 @@ import typer
 
 from stfbnn.cli import options as opt
 from stfbnn.cli import record as rec
-from stfbnn.cli.output import Output, plain, resumable
+from stfbnn.cli.output import Output, resumable
 from stfbnn.errors import InputError
 
 HELP = opt.help_text("""
@@ -92,7 +92,7 @@ def train(
     """Parse, train, write the run's folder, print."""
     from stfbnn import factories  # noqa: PLC0415 - it imports torch, which takes seconds
     from stfbnn.cli import networks, sources, stage_one  # noqa: PLC0415
-    from stfbnn.files import write_json  # noqa: PLC0415
+    from stfbnn.files import plain, write_json  # noqa: PLC0415
     from stfbnn.randomness import seeded  # noqa: PLC0415
     from stfbnn.training import train as run_training  # noqa: PLC0415
     from stfbnn.weights_file import save_weights  # noqa: PLC0415

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
-from torch import Tensor
 
+from stfbnn.files import plain
 from stfbnn.optima.pairs import Pair
 from stfbnn.optima.plane import PlaneSlice
 from stfbnn.optima.retraining import Optimum
@@ -190,7 +190,7 @@ class Landscape:
             for one in content["optima"]:
                 del one["weights"]
             layers.append({**content, "basins": layer.basins, "functions": layer.functions, "verdict": layer.verdict()})
-        return {"settings": self.settings, "layers": [_plain(layer) for layer in layers], "verdict": self.verdict()}
+        return {"settings": self.settings, "layers": [plain(layer) for layer in layers], "verdict": self.verdict()}
 
 
 def _name(layer: LayerLandscape) -> str:
@@ -229,14 +229,3 @@ def _components(count: int, edges: Sequence[Pair]) -> list[list[int]]:
             parts.remove(other)
             one |= other
     return sorted((sorted(part) for part in parts), key=lambda part: (-len(part), part))
-
-
-def _plain(value: Any) -> Any:
-    """Tensors and tuples as lists."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value

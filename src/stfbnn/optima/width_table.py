@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from stfbnn.files import plain
 from stfbnn.predictive.weighting import mean_and_error
 
 TIE = 0.001
@@ -229,7 +229,7 @@ class LayerComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON, which has no infinity: such a figure is None."""
-        content: dict[str, Any] = _plain(asdict(self))
+        content: dict[str, Any] = plain(asdict(self))
         said = {"ranked": [one.layer for one in self.ranked()], "recommended": self.recommended}
         return {**content, **said, "verdict": self.verdict()}
 
@@ -325,11 +325,3 @@ def _figure(value: float | None) -> str:
 
 def _signed(difference: Difference | None) -> str:
     return "" if difference is None else f"{difference.mean:+.4f}±{difference.standard_error:.4f}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

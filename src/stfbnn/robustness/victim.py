@@ -26,6 +26,7 @@ from stfbnn.draws import Draws, chunk_rows
 from stfbnn.errors import InputError
 from stfbnn.likelihood import Categorical
 from stfbnn.network import BayesianNetwork
+from stfbnn.posterior import components_of
 from stfbnn.predictive.categorical import CategoricalPrediction, CategoricalSums
 from stfbnn.predictive.weighting import log_average
 from stfbnn.randomness import seeded
@@ -152,8 +153,8 @@ class PosteriorVictim(Victim):
         super().__init__(likelihood, space, tau, bnn.device)
         bnn.check_unchanged()
         self._bnn = bnn
-        # A point mass draws nothing: all its draws are one.
-        self.random = bool(bnn.posterior.noise_size)
+        # Point masses draw nothing, also where a mixture's noise would choose among them: all are always there.
+        self.random = any(part.noise_size for part in components_of(bnn.posterior))
         self._deployed = self.draw(samples, seed)
 
     def deployed(self) -> Members:
