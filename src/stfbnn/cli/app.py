@@ -13,7 +13,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from stfbnn.cli import abstain, benchmark, demo, evaluate, export, fit, landscape, merge, predict, train
+from stfbnn.cli import (
+    abstain,
+    attack,
+    benchmark,
+    demo,
+    evaluate,
+    export,
+    fit,
+    landscape,
+    merge,
+    predict,
+    privacy,
+    train,
+)
 from stfbnn.cli.options import help_text
 from stfbnn.cli.output import Interrupted, complain
 from stfbnn.errors import StfbnnError
@@ -32,6 +45,8 @@ The way, in short:
     stfbnn predict run --data NEW -o p.csv    classes with their uncertainty
     stfbnn export run -o model.onnx           the same from one file, without this library
     stfbnn landscape run                      which optima the first layer has, and which layer to take
+    stfbnn attack run                         who can fool it, and by how little?
+    stfbnn privacy run                        what it tells of its training data
     stfbnn benchmark quick                    every method that one could pick, side by side
 
 A network that is trained already needs no `train`: give `fit` its --model, --checkpoint and --data.
@@ -86,6 +101,8 @@ app.command("predict", help=predict.HELP)(predict.predict)
 app.command("export", help=export.HELP)(export.export)
 app.command("merge", help=merge.HELP)(merge.merge)
 app.command("landscape", help=landscape.HELP)(landscape.landscape)
+app.command("attack", help=attack.HELP)(attack.attack)
+app.command("privacy", help=privacy.HELP)(privacy.privacy)
 app.command("benchmark", help=benchmark.HELP)(benchmark.benchmark)
 
 
