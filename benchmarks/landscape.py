@@ -2,9 +2,10 @@
 
     python benchmarks/landscape.py --tasks fashion-mlp fashion-lenet cifar-resnet20 sst2-minilm
 
-Networks are those of the benchmark's suite ``full``, trained once and kept in the cache. Each task and seed is a JSON file of
-its own, so that a run that was stopped goes on. Larger networks are retrained on part of their training examples, and the
-results say how many.
+The MLPs and LeNet are those of the benchmark's suite ``full``, the ResNet-20 and the sentence encoder those of docs/results.md
+(tasks.py and minilm_sst2.py); they are trained once and kept in the cache. Each task and seed is a JSON file of its own, so
+that a run that was stopped goes on. Larger networks are retrained on part of their training examples, and the results say how
+many.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+import minilm_sst2
+import tasks
 from common import RESULTS, environment
+from stfbnn.benchmark.methods.base import EVALUATION_BATCH
 from stfbnn.benchmark.runner import Unit, trained_context
 from stfbnn.benchmark.suites import built_in_tasks
 from stfbnn.files import write_json, write_text
@@ -59,22 +64,70 @@ BUDGETS = {
     "digits-mlp": Budget(epochs=100),
     "fashion-mlp": Budget(),
     "fashion-lenet": Budget(runs=5, epochs=20, train=10_000, width_epochs=3),
-    "cifar-resnet20": Budget(runs=4, epochs=12, train=8_000, examples=1000, layers=5, width_epochs=3),
-    "sst2-minilm": Budget(runs=3, epochs=5, train=2_000, examples=500, layers=4, width_epochs=1),
+    "cifar-resnet20": Budget(runs=3, epochs=6, examples=500, layers=3, width_epochs=2),
+    "sst2-minilm": Budget(runs=3, epochs=4, train=1_000, examples=250, layers=3, width_epochs=1),
 }
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A trained network and its data, in batches.
+
+    Attributes:
+        model: The network.
+        train: What it was trained on, or part of that.
+        count: How many these are.
+        held: What nothing has seen.
+        test: For figures.
+        outside: Foreign examples.
+    """
+
+    model: nn.Module
+    train: Any
+    count: int
+    held: Any
+    test: Any
+    outside: dict[str, Any]
+
+
+def studied(task_name: str, seed: int) -> Studied:
+    """The network of a task and seed, trained now if it is not in the cache."""
+    task, budget = built_in_tasks()[task_name], BUDGETS[task_name]
+    if task_name == "cifar-resnet20":
+        known = tasks.task_data(task_name, seed)
+        return Studied(
+            tasks.trained(task_name, seed, 0, known)[0],
+            known.loader(known.train, shuffle=True),
+            len(known.train),
+            known.loader(known.held.take(torch.arange(2000))),
+            known.loader(known.test),
+            dict(known.outside),
+        )
+    if task_name == "sst2-minilm":
+        data = task.data(seed)
+        model = minilm_sst2.fine_tuned(seed, data)[0]
+    else:
+        context = trained_context(Unit(task, seed, 1, (), cache() / "landscape", torch.get_num_threads()))
+        data, model = context.data, context.model
+    part = data.train.first(budget.train)
+    return Studied(
+        model,
+        part.batches(task.batch, shuffle=True),
+        len(part),
+        data.held.batches(EVALUATION_BATCH if task.network != "minilm" else 64),
+        data.test.batches(task.batch),
+        {name: other.batches(task.batch) for name, other in data.outside.items()},
+    )
 
 
 def study(task_name: str, seed: int) -> dict[str, Any]:
     """Everything about one network; its figure is drawn for the first seed."""
     task, budget, began = built_in_tasks()[task_name], BUDGETS[task_name], time.process_time()
-    context = trained_context(Unit(task, seed, 1, (), cache() / "landscape", torch.get_num_threads()))
-    data = context.data
-    part = data.train.first(budget.train)
-    train, held = part.batches(task.batch, shuffle=True), context.held_loader
+    one = studied(task_name, seed)
     found = landscape(
-        context.model,
-        train,
-        held,
+        one.model,
+        one.train,
+        one.held,
         layers=budget.named or "auto",
         options=RetrainingOptions(runs=budget.runs, epochs=budget.epochs),
         examples=budget.examples,
@@ -85,12 +138,12 @@ def study(task_name: str, seed: int) -> dict[str, Any]:
     if seed == 0:
         save_figure(landscape_figure(found, task_name), FIGURES / f"landscape_{task_name}.png", dpi=80)
     widths = compare_layers(
-        context.model,
-        train,
-        held,
+        one.model,
+        one.train,
+        one.held,
         most=budget.layers,
-        test_loader=data.test.batches(task.batch),
-        outside={name: other.batches(task.batch) for name, other in data.outside.items()},
+        test_loader=one.test,
+        outside=one.outside,
         epochs=budget.width_epochs,
         # Each layer's own default: of embeddings the trained weights, which tokens that never occur keep.
         prior=None if task.network == "minilm" else "rms",
@@ -103,7 +156,7 @@ def study(task_name: str, seed: int) -> dict[str, Any]:
     )
     return {
         "seed": seed,
-        "train": len(part),
+        "train": one.count,
         "landscape_seconds": spent,
         "landscape": found.as_dict(),
         "widths": widths.as_dict(),

@@ -7,7 +7,7 @@ from torch import nn
 
 import stfbnn
 from stfbnn.adversarial_training import AdversarialTraining
-from stfbnn.robustness.threat import InputSpace, Threat
+from stfbnn.threat import InputSpace, Threat
 
 SPACE = InputSpace(mean=(0.3,), std=(0.5,))
 

@@ -79,7 +79,7 @@ if TYPE_CHECKING:
         Prediction,
     )
     from stfbnn.prior import GaussianPrior, Normal
-    from stfbnn.robustness.threat import InputSpace, Threat
+    from stfbnn.threat import InputSpace, Threat
     from stfbnn.training import TrainRun, train
 
 __version__ = "0.1.0"
@@ -151,7 +151,7 @@ _HOMES = {
         "Prediction",
     ),
     "prior": ("GaussianPrior", "Normal"),
-    "robustness.threat": ("InputSpace", "Threat"),
+    "threat": ("InputSpace", "Threat"),
     "training": ("TrainRun", "train"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stfbnn.batches import OutputFunction, call_model, output_tensor
 from stfbnn.errors import InputError
-from stfbnn.robustness.threat import InputSpace, Threat
+from stfbnn.threat import InputSpace, Threat
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import stfbnn
 from stfbnn import Categorical
 from stfbnn.baselines import MCDropout
-from stfbnn.robustness.threat import InputSpace, Threat
 from stfbnn.robustness.victim import DropoutVictim, Members, NetworksVictim, PosteriorVictim, Victim
+from stfbnn.threat import InputSpace, Threat
 
 
 class Counting(Victim):

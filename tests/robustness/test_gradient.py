@@ -30,8 +30,8 @@ from stfbnn.draws import Draws
 from stfbnn.errors import InputError
 from stfbnn.robustness.attack import Best, judge
 from stfbnn.robustness.gradient import GradientAttack, fgsm, input_gradient, pgd, random_start
-from stfbnn.robustness.threat import InputSpace, Norm, Threat
 from stfbnn.robustness.victim import Members, NetworksVictim, victim
+from stfbnn.threat import InputSpace, Norm, Threat
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 

@@ -29,8 +29,8 @@ from stfbnn.randomness import seeded
 from stfbnn.robustness.attack import Attack
 from stfbnn.robustness.gradient import fgsm, pgd
 from stfbnn.robustness.library import APGD, Square, Transfer
-from stfbnn.robustness.threat import InputSpace, Norm, Threat
 from stfbnn.robustness.victim import NetworksVictim, victim
+from stfbnn.threat import InputSpace, Norm, Threat
 
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 library = pytest.mark.skipif(importlib.util.find_spec("pyautoattack") is None, reason="pyautoattack is not installed")

@@ -27,8 +27,8 @@ from stfbnn.robustness.gradient import GradientAttack, fgsm, pgd
 from stfbnn.robustness.library import APGD, Square, Transfer
 from stfbnn.robustness.result import Robustness
 from stfbnn.robustness.study import default_attacks, evaluate_robustness, kind_of
-from stfbnn.robustness.threat import InputSpace, Threat
 from stfbnn.robustness.victim import Members, Victim, victim
+from stfbnn.threat import InputSpace, Threat
 
 EPSILONS = (0.05, 0.1, 0.2)
 NAMES = (

@@ -15,8 +15,8 @@ from stfbnn.baselines import BayesianPredictor, DeepEnsemble, MCDropout, PointNe
 from stfbnn.errors import InputError, NotFittedError
 from stfbnn.posterior import MeanField, MixturePosterior, PointMass
 from stfbnn.predictive import CategoricalPrediction
-from stfbnn.robustness.threat import InputSpace
 from stfbnn.robustness.victim import DropoutVictim, NetworksVictim, PosteriorVictim, Victim, victim
+from stfbnn.threat import InputSpace
 
 
 def mixture(family: object) -> stfbnn.BayesianNetwork:

@@ -7,7 +7,7 @@ from typing import Any
 from stfbnn.adversarial_training import AdversarialTraining
 from stfbnn.cli.record import Record
 from stfbnn.errors import InputError
-from stfbnn.robustness.threat import InputSpace, Threat
+from stfbnn.threat import InputSpace, Threat
 
 _SAME = (
     "epochs",

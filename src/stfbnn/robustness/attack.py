@@ -13,8 +13,8 @@ from torch import Tensor
 from stfbnn.errors import InputError
 from stfbnn.predictive.categorical import CategoricalPrediction
 from stfbnn.randomness import derive_seed
-from stfbnn.robustness.threat import Threat
 from stfbnn.robustness.victim import Members, Victim
+from stfbnn.threat import Threat
 
 Loss = Literal["ce", "margin", "dlr"]
 """What is maximised: −log p_y; max_{k≠y} log p_k − log p_y; or the same over a difference of scores (Croce & Hein, 2020)."""

@@ -32,8 +32,8 @@ from stfbnn.robustness.attack import (
     require_classes_for,
     require_one_of,
 )
-from stfbnn.robustness.threat import InputSpace, Threat
 from stfbnn.robustness.victim import Members, Victim
+from stfbnn.threat import InputSpace, Threat
 
 Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """From log-probabilities of members (S, B, K), targets (B,) and shares (S,) or None to what is maximised, (B,)."""

@@ -34,8 +34,8 @@ from stfbnn.robustness.attack import (
     require_one_of,
 )
 from stfbnn.robustness.gradient import random_start
-from stfbnn.robustness.threat import Norm, Threat
 from stfbnn.robustness.victim import Victim
+from stfbnn.threat import Norm, Threat
 
 LibraryLoss = Literal["ce", "dlr", "dlr-targeted"]
 """Of APGD: cross-entropy, the difference-of-logits ratio, or that towards one other class after another (APGD-T)."""

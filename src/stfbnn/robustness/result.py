@@ -11,7 +11,7 @@ from rich.text import Text
 
 from stfbnn.decision.bounds import interval
 from stfbnn.errors import InputError
-from stfbnn.robustness.threat import Norm
+from stfbnn.threat import Norm
 
 Kind = Literal["one step", "many steps", "black box", "other"]
 """One gradient step, several of them, no gradient of the victim, or what is not known to be one of these."""

@@ -28,8 +28,8 @@ from stfbnn.robustness.attack import Attack, Average, Knowledge, check_attacked
 from stfbnn.robustness.gradient import GradientAttack, fgsm, pgd
 from stfbnn.robustness.library import APGD, Square, Transfer
 from stfbnn.robustness.result import DrawsCurve, Finding, Kind, Outcome, Robustness, from_text, show_epsilon, to_text
-from stfbnn.robustness.threat import Norm, Threat
 from stfbnn.robustness.victim import Victim
+from stfbnn.threat import Norm, Threat
 
 STEPS = 20
 """Of the attacks by projected gradients."""

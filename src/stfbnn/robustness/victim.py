@@ -30,7 +30,7 @@ from stfbnn.posterior import components_of
 from stfbnn.predictive.categorical import CategoricalPrediction, CategoricalSums
 from stfbnn.predictive.weighting import log_average
 from stfbnn.randomness import seeded
-from stfbnn.robustness.threat import InputSpace
+from stfbnn.threat import InputSpace
 
 MemberFunction = Callable[[Tensor], Tensor]
 

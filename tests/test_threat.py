@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stfbnn.errors import InputError
-from stfbnn.robustness.threat import InputSpace, Norm, Threat
+from stfbnn.threat import InputSpace, Norm, Threat
 
 SPACE = InputSpace(-1.0, 2.0)
 
