@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from attack_tables import privacy_tables, robustness_picture, robustness_tables
 from common import RESULTS
 from landscape_tables import optima_table, widths_table
 from stfbnn.benchmark.claims import claims_of
@@ -324,6 +325,11 @@ def main() -> None:
     put(DOCS / "landscape.md", widths_table(), "<!-- widths -->")
     speed = f"{markdown('retraining_speed')}\n\n{where(read('retraining_speed'))}"
     put(DOCS / "landscape.md", speed, "<!-- speed -->")
+    put(DOCS / "robustness.md", robustness_tables(), "<!-- robustness -->")
+    put(DOCS / "privacy.md", privacy_tables(), "<!-- privacy -->")
+    drawn = robustness_picture()
+    if drawn is not None:
+        save_figure(drawn, DOCS / "figures" / "robustness.png", dpi=100)
     put(DOCS / "any-network.md", f"{markdown('architectures')}\n\n{where(read('architectures'))}")
 
 

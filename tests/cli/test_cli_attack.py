@@ -27,7 +27,7 @@ def fitted(tmp_path_factory):
 @pytest.fixture(scope="module")
 def attacked(fitted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("result")
-    options = ["--examples", 15, "--samples", 4, "--epsilon", 0.05, "--epsilon", 0.3, "--certify"]
+    options = ["--examples", 15, "--samples", 4, "--epsilon", 0.05, "--epsilon", 0.3, "--detect", "--certify"]
     arguments = ["attack", fitted, "-o", folder, *options]
     return arguments, folder, run(*arguments).stdout
 
@@ -42,6 +42,7 @@ def test_both_networks_are_attacked_and_the_tables_say_how(attacked):
         # A small network on digits: an l∞ change of .3 undoes nearly all of it.
         assert method["summary"]["clean"]["value"] >= worst[0] >= worst[1]
         assert worst[1] < 0.3
+        assert method["detection"]["examples"] > 0
 
     assert methods["STF-BNN"]["smoothing"]
     assert methods["trained network"]["smoothing"] is None

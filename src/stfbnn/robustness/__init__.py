@@ -1,6 +1,7 @@
 """Adversarial robustness: attacks that know of the posterior, checks of the attacks themselves, and what they found."""
 
 from stfbnn.robustness.attack import Attack, AttackResult
+from stfbnn.robustness.detection import Detection, detection
 from stfbnn.robustness.gradient import GradientAttack, fgsm, pgd
 from stfbnn.robustness.library import APGD, Square, Transfer
 from stfbnn.robustness.result import Finding, Robustness, robustness_table
@@ -14,6 +15,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "CertifiedRadii",
+    "Detection",
     "Finding",
     "GradientAttack",
     "InputSpace",
@@ -25,6 +27,7 @@ __all__ = [
     "Victim",
     "certified_radius",
     "default_attacks",
+    "detection",
     "evaluate_robustness",
     "fgsm",
     "pgd",
