@@ -10,8 +10,6 @@ many.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +20,11 @@ from torch import nn
 
 import minilm_sst2
 import tasks
-from common import RESULTS, environment
+from by_seed import run_by_seed
 from stfbnn.benchmark.methods.base import EVALUATION_BATCH
 from stfbnn.benchmark.runner import Unit, trained_context
 from stfbnn.benchmark.suites import built_in_tasks
-from stfbnn.files import write_json, write_text
+from stfbnn.optima.paths import BEND_STEPS
 from stfbnn.optima.retraining import RetrainingOptions
 from stfbnn.optima.study import landscape
 from stfbnn.optima.widths import compare_layers
@@ -46,6 +44,8 @@ class Budget:
         epochs: Of each, at most.
         train: Training examples, or None for all.
         examples: On which paths are computed.
+        points: Along each path, and along each side of the plane.
+        curve_steps: Minibatches that each curve is fitted on.
         layers: Layers whose posterior widths are compared, at most.
         width_epochs: Of each layer's inference.
         named: The layers to study, where "auto" is not meant.
@@ -55,6 +55,8 @@ class Budget:
     epochs: int = 40
     train: int | None = None
     examples: int = 2000
+    points: int = 21
+    curve_steps: int = BEND_STEPS
     layers: int = 8
     width_epochs: int = 5
     named: tuple[str, ...] = ()
@@ -64,8 +66,8 @@ BUDGETS = {
     "digits-mlp": Budget(epochs=100),
     "fashion-mlp": Budget(),
     "fashion-lenet": Budget(runs=5, epochs=20, train=10_000, width_epochs=3),
-    "cifar-resnet20": Budget(runs=3, epochs=6, examples=500, layers=3, width_epochs=2),
-    "sst2-minilm": Budget(runs=3, epochs=4, train=1_000, examples=250, layers=3, width_epochs=1),
+    "cifar-resnet20": Budget(3, 6, examples=500, points=11, curve_steps=60, layers=3, width_epochs=2),
+    "sst2-minilm": Budget(3, 4, 1_000, examples=250, points=11, curve_steps=30, layers=3, width_epochs=1),
 }
 
 
@@ -131,6 +133,9 @@ def study(task_name: str, seed: int) -> dict[str, Any]:
         layers=budget.named or "auto",
         options=RetrainingOptions(runs=budget.runs, epochs=budget.epochs),
         examples=budget.examples,
+        points=budget.points,
+        plane=budget.points,
+        curve_steps=budget.curve_steps,
         seed=seed,
         checkpoint=cache() / "landscape" / task_name / str(seed),
     )
@@ -163,31 +168,5 @@ def study(task_name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def rounded(value: Any) -> Any:
-    """All numbers to six digits: paths and planes are hundreds of them."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
-    return [rounded(one) for one in value] if isinstance(value, list) else value
-
-
-def main() -> None:
-    """Run what is missing, and write one file of results a task."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=list(BUDGETS), choices=BUDGETS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    chosen = parser.parse_args()
-    for task in chosen.tasks:
-        for seed in chosen.seeds:
-            kept = cache() / "landscape" / f"{task}-{seed}.json"
-            if not kept.exists():
-                write_json(kept, json.loads(json.dumps(study(task, seed))))
-            print(task, seed, json.loads(kept.read_text())["landscape"]["verdict"], flush=True)
-        done = [json.loads(path.read_text()) for path in sorted((cache() / "landscape").glob(f"{task}-[0-9]*.json"))]
-        content = json.dumps({"environment": environment(), "runs": rounded(done)}, separators=(",", ":"))
-        write_text(RESULTS / f"landscape_{task}.json", content + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run_by_seed(__doc__, "landscape", BUDGETS, study, lambda one: one["landscape"]["verdict"], list(BUDGETS))

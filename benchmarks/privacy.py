@@ -8,8 +8,6 @@ Networks and predictions are kept in the cache, so that a run that was stopped g
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +15,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from common import RESULTS, environment
+from by_seed import run_by_seed
 from stfbnn.benchmark.parts import TensorPart
 from stfbnn.benchmark.suites import built_in_tasks
 from stfbnn.benchmark.tasks import Task
 from stfbnn.data import Split, hold_out, loader
 from stfbnn.data.loader import normalise
-from stfbnn.files import plain, write_json, write_text
+from stfbnn.files import plain
 from stfbnn.privacy.releases import Dropout, Ensemble, FirstLayer, Network, Release, TemperatureScaling, WholeNetwork
 from stfbnn.privacy.study import privacy_study
 from stfbnn.randomness import derive_seed, seeded
@@ -118,23 +116,5 @@ def _train(
     return model
 
 
-def main() -> None:
-    """Run what is missing, and write one file of results a task."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=list(BUDGETS)[1:], choices=BUDGETS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    chosen = parser.parse_args()
-    folder = cache() / "privacy"
-    for task in chosen.tasks:
-        for seed in chosen.seeds:
-            kept = folder / f"{task}-{seed}.json"
-            if not kept.exists():
-                write_json(kept, study(task, seed))
-            print(task, seed, json.loads(kept.read_text())["study"]["verdict"], flush=True)
-        done = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{task}-[0-9]*.json"))]
-        content = {"environment": environment(), "budget": vars(BUDGETS[task]), "runs": done}
-        write_text(RESULTS / f"privacy_{task}.json", json.dumps(content, separators=(",", ":")) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    run_by_seed(__doc__, "privacy", BUDGETS, study, lambda one: one["study"]["verdict"], list(BUDGETS)[1:])

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from attack_tables import privacy_tables, robustness_picture, robustness_tables
 from common import RESULTS
+from guarantee_tables import far_field_picture, guarantee_tables
 from landscape_tables import optima_table, widths_table
 from stfbnn.benchmark.claims import claims_of
 from stfbnn.benchmark.records import Record, load_records, succeeded
@@ -327,9 +328,10 @@ def main() -> None:
     put(DOCS / "landscape.md", speed, "<!-- speed -->")
     put(DOCS / "robustness.md", robustness_tables(), "<!-- robustness -->")
     put(DOCS / "privacy.md", privacy_tables(), "<!-- privacy -->")
-    drawn = robustness_picture()
-    if drawn is not None:
-        save_figure(drawn, DOCS / "figures" / "robustness.png", dpi=100)
+    put(DOCS / "guarantees.md", guarantee_tables(), "<!-- guarantees -->")
+    for name, picture in (("robustness", robustness_picture()), ("far_field", far_field_picture())):
+        if picture is not None:
+            save_figure(picture, DOCS / "figures" / f"{name}.png", dpi=100)
     put(DOCS / "any-network.md", f"{markdown('architectures')}\n\n{where(read('architectures'))}")
 
 

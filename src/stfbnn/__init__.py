@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stfbnn.deployment import Exported, ExportError, PredictiveModule, export, predictive_module
     from stfbnn.errors import (
         ArtifactError,
+        CertificateError,
         CheckpointError,
         DataError,
         InputError,
@@ -93,6 +94,7 @@ _HOMES = {
     "deployment": ("ExportError", "Exported", "PredictiveModule", "export", "predictive_module"),
     "errors": (
         "ArtifactError",
+        "CertificateError",
         "CheckpointError",
         "DataError",
         "InputError",
@@ -167,6 +169,7 @@ __all__ = [
     "BernoulliPrediction",
     "Categorical",
     "CategoricalPrediction",
+    "CertificateError",
     "CheckpointError",
     "ComponentRecord",
     "CustomLikelihood",

@@ -21,6 +21,10 @@ class NotFittedError(StfbnnError, RuntimeError):
     """A prediction or a file was asked of a posterior that has not been inferred yet."""
 
 
+class CertificateError(StfbnnError, ValueError):
+    """A certificate was asked of data, or of a network, for which no bound holds."""
+
+
 class DataError(StfbnnError, ValueError):
     """A data set on disk is missing, of an unknown kind, damaged, or unusable."""
 

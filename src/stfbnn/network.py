@@ -20,7 +20,7 @@ from stfbnn.locate import FirstLayer
 from stfbnn.mixed_precision import Precision, autocast_dtype, cast_to, full_precision
 from stfbnn.posterior import ParameterLayout, Posterior, PosteriorFamily
 from stfbnn.prior import GaussianPrior, Normal
-from stfbnn.provenance import Provenance, attached
+from stfbnn.provenance import Provenance, StagesSeen, attached
 from stfbnn.randomness import generator
 from stfbnn.trunk import (
     ChangeGuard,
@@ -52,6 +52,8 @@ class BayesianNetwork(nn.Module):
         temperature: The temperature T of the posterior, set by `fit`.
         predictive_temperature: τ, which divides every draw's logits; 1 unless `fit` was asked to choose it.
         num_examples: N, the number of training examples, where it is known.
+        provenance: The examples that stage one saw; None where nobody has said.
+        seen: The examples that shaped the prior, the posterior and τ.
         folding: What was simplified in the trunk, and what was left.
         first_layer: The layer's names and what was found out about it.
         model_description: What identifies the model, beside its weights.
@@ -81,6 +83,10 @@ class BayesianNetwork(nn.Module):
         self._prefix = f"{first_layer.name}." if first_layer.name else ""
         self.input_description = None if example_inputs is None else describe_inputs(example_inputs)
         self.provenance: Provenance | None = attached(model)
+        choice = prior.choice
+        self.seen = (
+            StagesSeen() if choice is None else StagesSeen(prior=choice.seen, prior_candidates=choice.candidates)
+        )
         if beside is None:
             self._take_trunk(model, example_inputs, fold_batch_norm)
         else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from stfbnn.errors import InputError
+from stfbnn.provenance import Provenance
 
 if TYPE_CHECKING:
     # The posteriors know the prior, so their package cannot be imported from here.
@@ -82,6 +83,19 @@ class GaussianPrior(nn.Module):
 
 
 @dataclass(frozen=True)
+class ScaleChoice:
+    """How a recipe's scale was picked by data, as `suggest_prior` notes it.
+
+    Attributes:
+        seen: The examples that the pick depends on; None where that is not known.
+        candidates: Among how many scales.
+    """
+
+    seen: Provenance | None
+    candidates: int
+
+
+@dataclass(frozen=True)
 class Normal:
     """Recipe for a Gaussian prior.
 
@@ -93,6 +107,7 @@ class Normal:
         learned: Learn s by empirical Bayes, starting from ``std``: one s for all weights, or one for each parameter where
             ``std`` has one for each. Only for a prior centred on zero (centred on the trained weights the evidence peaks at
             s = 0, and the posterior collapses).
+        choice: How data picked the scale, where `suggest_prior` did; no part of ``config`` and of comparisons.
 
     Raises:
         InputError: A setting is not one of these, or a scale is not positive and finite.
@@ -101,8 +116,13 @@ class Normal:
     std: float | Literal["rms", "rms-per-parameter"] | Mapping[str, float] = "rms"
     center: Literal["zero", "pretrained"] = "zero"
     learned: bool = False
+    choice: ScaleChoice | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.choice is not None and not isinstance(self.choice, ScaleChoice):
+            raise InputError(
+                f"the prior's choice is what suggest_prior notes, but it is a {type(self.choice).__name__}"
+            )
         if isinstance(self.std, Mapping):
             if not self.std:
                 raise InputError(
@@ -155,7 +175,8 @@ class Normal:
 
     def config(self) -> dict[str, Any]:
         """The recipe as a JSON-able dict."""
-        return asdict(self)
+        std = dict(self.std) if isinstance(self.std, Mapping) else self.std
+        return {"std": std, "center": self.center, "learned": self.learned}
 
 
 PriorLike = float | str | Mapping[str, float] | Normal

@@ -89,6 +89,49 @@ class Provenance:
         return cls(tensor.cpu().contiguous().numpy().view(np.uint64))
 
 
+NOTHING = Provenance(np.empty(0, np.uint64))
+"""No example: what a stage saw that looked at no data."""
+
+
+@dataclass(frozen=True)
+class StagesSeen:
+    """Which examples shaped what belongs to a Bayesian network beside its trunk; None where that is not known.
+
+    What stage one saw is the network's own ``provenance``. These records do not go into files: a network that was loaded is
+    fitted, and ``inference`` is None.
+
+    Attributes:
+        inference: What shaped the posterior: the data it was inferred on, and the held-out data by which its temperature was
+            chosen.
+        prior: What shaped the prior's scale: learned by empirical Bayes, or suggested by `suggest_prior`; nothing where it was
+            given or comes from the trained weights.
+        prior_candidates: Among how many priors, given without those examples, it was picked by them; 1 where it was learned.
+        predictive_temperature: What shaped τ.
+    """
+
+    inference: Provenance | None = None
+    prior: Provenance | None = NOTHING
+    prior_candidates: int = 1
+    predictive_temperature: Provenance | None = NOTHING
+
+    def after_inference(
+        self, inference: Provenance | None, *, learned_prior: bool = False, chosen_tau: bool = False
+    ) -> StagesSeen:
+        """The record once a posterior has been inferred anew.
+
+        Args:
+            inference: The examples that it was inferred on, with those by which its temperature was chosen.
+            learned_prior: Whether the prior's scale was learned along with it.
+            chosen_tau: Whether τ was chosen for it: then τ has seen, through the posterior, all that inference has seen.
+        """
+        return StagesSeen(
+            inference=inference,
+            prior=inference if learned_prior else self.prior,
+            prior_candidates=1 if learned_prior else self.prior_candidates,
+            predictive_temperature=inference if chosen_tau else NOTHING,
+        )
+
+
 class ProvenanceRecorder:
     """Collects the examples of a stage, batch by batch.
 

@@ -6,20 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import stfbnn
-from stfbnn.cli import app, fitted, sources
+from commands import run
+from stfbnn.cli import fitted, sources
 from stfbnn.data import hold_out
 from stfbnn.decision import AbstentionRule, abstention_rule, evaluate_abstention
 
 RISK = 0.07
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

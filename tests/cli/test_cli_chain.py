@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
+from commands import run, run_json
 from stfbnn.artifact import load
-from stfbnn.cli import app
 from stfbnn.data import hold_out, loader
 from stfbnn.data import load as load_data
 from stfbnn.models import mlp
@@ -22,18 +21,6 @@ from stfbnn.randomness import seeded
 from stfbnn.training import train
 
 SMALL = ["--model-args", '{"hidden": 16}', "--device", "cpu"]
-
-
-def run(*arguments, code=0):
-    """Run a command in this process; ``code`` is what its exit code must be."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr, result.exception)
-    return result
-
-
-def run_json(*arguments):
-    """Run with ``--json``; everything on standard output must be one JSON object."""
-    return json.loads(run(*arguments, "--json").stdout)
 
 
 @pytest.fixture(scope="module")

@@ -6,19 +6,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from stfbnn.cli import app
+from commands import run
 from stfbnn.data import load as load_data
 from stfbnn.data import loader
 
 SMALL = ["--model-args", '{"hidden": 8}', "--device", "cpu"]
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,12 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 import stfbnn
-from stfbnn.cli import app, sources, stage_two
+from commands import run
+from stfbnn.cli import sources, stage_two
 
 QUICK = ["--runs", 2, "--epochs", 2, "--examples", 60, "--threads", 1]
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from stfbnn.baselines.posterior_predictor import BayesianPredictor
 from stfbnn.baselines.predictor import Predictor, Reading, residual_noise
 from stfbnn.baselines.swag import SWAG, SWAGPosterior, fit_swag
 from stfbnn.baselines.temperature_scaling import fit_temperature, scale
-from stfbnn.baselines.whole_network import fit_whole_network
+from stfbnn.baselines.whole_network import bayesianize_whole, fit_whole_network
 
 __all__ = [
     "SWAG",
@@ -25,6 +25,7 @@ __all__ = [
     "Predictor",
     "Reading",
     "SWAGPosterior",
+    "bayesianize_whole",
     "fit_laplace",
     "fit_last_layer",
     "fit_swag",

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stfbnn.baselines.first_batch import first_batch
 from stfbnn.baselines.predictor import PLAIN, Reading
-from stfbnn.batches import call_model, module_device, rows, split_batch, to_device
+from stfbnn.batches import OutputFunction, as_inputs, call_model, module_device, rows, split_batch, to_device
 from stfbnn.errors import InputError, LayerError
 from stfbnn.inference.fit import fit
 from stfbnn.inference.history import FitRun
@@ -24,7 +24,7 @@ from stfbnn.layer_parameters import has_embeddings
 from stfbnn.likelihood import LikelihoodLike
 from stfbnn.locate import FirstLayer, is_passed_over, locate_first_layer
 from stfbnn.network import BayesianNetwork
-from stfbnn.posterior import MeanField
+from stfbnn.posterior import MeanField, PosteriorFamily, resolve_family
 from stfbnn.prior import Normal, PriorLike, resolve_prior
 from stfbnn.randomness import seeded
 from stfbnn.trunk import shared_copy
@@ -121,6 +121,34 @@ def fit_whole_network(
         **options,
     )
     return bnn, run
+
+
+def bayesianize_whole(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    posterior: str | PosteriorFamily = "mean-field",
+    prior: PriorLike = "pretrained",
+    output: OutputFunction | None = None,
+) -> BayesianNetwork:
+    """Make all weights of a trained network Bayesian, without inferring anything yet; the model is left as it is.
+
+    Which weights those are is said at `fit_whole_network`. With ``stfbnn.guarantees.fit_bound`` it is PAC-Bayes with backprop.
+
+    Args:
+        model: The trained network.
+        example_inputs: A small batch as the model takes it.
+        posterior: As for ``stfbnn.bayesianize``; a covariance over all weights is for tiny networks.
+        prior: As for ``stfbnn.bayesianize``.
+        output: As for ``stfbnn.bayesianize``.
+
+    Raises:
+        InputError: An argument is wrong, or the example inputs do not run.
+        LayerError: The network cannot be made Bayesian.
+    """
+    plain, inputs = unwrap(model), as_inputs(example_inputs)
+    family, recipe = resolve_family(posterior), resolve_prior(prior)
+    return BayesianNetwork(plain, _whole(plain, inputs), family, recipe, inputs, output)
 
 
 def engine_settings(

@@ -17,6 +17,7 @@ from stfbnn.cli import (
     abstain,
     attack,
     benchmark,
+    certify,
     demo,
     evaluate,
     export,
@@ -47,6 +48,7 @@ The way, in short:
     stfbnn landscape run                      which optima the first layer has, and which layer to take
     stfbnn attack run                         who can fool it, and by how little?
     stfbnn privacy run                        what it tells of its training data
+    stfbnn certify run --fit                  how often can it err at most, on examples yet unseen?
     stfbnn benchmark quick                    every method that one could pick, side by side
 
 A network that is trained already needs no `train`: give `fit` its --model, --checkpoint and --data.
@@ -103,6 +105,7 @@ app.command("merge", help=merge.HELP)(merge.merge)
 app.command("landscape", help=landscape.HELP)(landscape.landscape)
 app.command("attack", help=attack.HELP)(attack.attack)
 app.command("privacy", help=privacy.HELP)(privacy.privacy)
+app.command("certify", help=certify.HELP)(certify.certify)
 app.command("benchmark", help=benchmark.HELP)(benchmark.benchmark)
 
 

@@ -168,7 +168,7 @@ class Run:
                 self.seed,
                 curvature=curved,
                 blocks=blocks_of(self.bnn.posterior),
-                record=self.held_out is not None and not self.follows,
+                record=not self.follows,
                 bar=bar,
                 weights=self.bnn.posterior.mean_vector(),
                 weight_key=self.weight_key,
@@ -357,6 +357,11 @@ class Run:
         self.bnn.likelihood = self.likelihood
         self.bnn.num_examples = self.num_examples
         self.bnn.temperature, self.bnn.predictive_temperature = temperature, predictive_temperature
+        self.bnn.seen = self.bnn.seen.after_inference(
+            self._seen_by_inference(),
+            learned_prior=self.bnn.prior.learned,
+            chosen_tau=self.signature.get("predictive_temperature") == "held-out",
+        )
         return FitRun(
             history=tuple(self.history),
             trials=tuple(self.trials),
@@ -370,6 +375,12 @@ class Run:
             starts=tuple(self.starts),
             engine=self.engine.name,
         )
+
+    def _seen_by_inference(self) -> Provenance | None:
+        """What shaped the posterior; None where the checkpoint of an older version did not note the training data."""
+        if not self.provenance.count:
+            return None
+        return self.provenance if self.held_out is None else self.provenance.union(self.held_out.provenance)
 
     def snapshot(self) -> dict[str, Any]:
         """Note the posterior, and the likelihood with it."""

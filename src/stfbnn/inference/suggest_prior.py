@@ -24,7 +24,7 @@ from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import PosteriorFamily, resolve_family
 from stfbnn.prediction import predict
 from stfbnn.predictive.weighting import mean_and_error, mean_over_examples
-from stfbnn.prior import Normal
+from stfbnn.prior import Normal, ScaleChoice
 from stfbnn.progress import progress_bar
 from stfbnn.randomness import seeded
 
@@ -143,7 +143,8 @@ class PriorSuggestion:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
-        return {**asdict(self), "at_edge": self.at_edge, "as_good": list(self.as_good), "notes": list(self.notes())}
+        plain = {**asdict(replace(self, prior=Normal())), "prior": self.prior.config()}
+        return {**plain, "at_edge": self.at_edge, "as_good": list(self.as_good), "notes": list(self.notes())}
 
 
 def suggest_prior(
@@ -253,7 +254,8 @@ def suggest_prior(
     assert run.network_held_out_nll is not None  # noqa: S101 - there are held-out data
     best = min(range(len(trials)), key=lambda number: trials[number].held_out_nll)
     suggestion = PriorSuggestion(
-        prior=recipes[best],
+        # A certificate has to know that these data picked the scale.
+        prior=replace(recipes[best], choice=ScaleChoice(bnn.seen.inference, len(recipes))),
         trials=tuple(
             _compared(trial, own, densities[best], weights) for trial, own in zip(trials, densities, strict=True)
         ),

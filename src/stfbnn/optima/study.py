@@ -22,7 +22,7 @@ from stfbnn.layer_listing import LayerChoice, layer_choices
 from stfbnn.likelihood import LikelihoodLike
 from stfbnn.optima.layer_function import Examples, LayerFunction
 from stfbnn.optima.pairs import Pair, cosine_similarities, disagreements, relative_distances, total_variations
-from stfbnn.optima.paths import beziers, fit_bends, lines
+from stfbnn.optima.paths import BEND_STEPS, beziers, fit_bends, lines
 from stfbnn.optima.plane import Embedding, PlaneSlice, embed, plane_slice, plane_through
 from stfbnn.optima.result import Landscape, LayerLandscape
 from stfbnn.optima.retraining import Optimum, RetrainingOptions, retrain, trained_optimum
@@ -42,6 +42,7 @@ def landscape(
     examples: int = 2000,
     points: int = 21,
     curves: bool = True,
+    curve_steps: int = BEND_STEPS,
     plane: int = 21,
     likelihood: LikelihoodLike = "auto",
     seed: int = 0,
@@ -66,6 +67,7 @@ def landscape(
         examples: How many of the first training examples losses are computed on, and of the held-out ones predictions compared.
         points: Along every path.
         curves: Fit a Bézier curve between every two optima.
+        curve_steps: Minibatches that each of them is fitted on.
         plane: Points along each side of the plane through three optima; 0 for no plane.
         likelihood: As for `fit`.
         seed: A non-negative integer.
@@ -83,7 +85,7 @@ def landscape(
         LayerError: A named layer does not exist, or cannot be taken by itself.
     """
     options = options or RetrainingOptions()
-    require_count(examples=examples, points=points)
+    require_count(examples=examples, points=points, curve_steps=curve_steps)
     if points < _FEWEST_POINTS or plane < 0 or plane == 1:
         raise InputError(
             f"a path needs at least {_FEWEST_POINTS} points, and a plane 2 along each side, or 0 for none; they are {points} "
@@ -120,7 +122,16 @@ def landscape(
         weights = torch.stack([one.weights for one in optima])
         pairs = tuple(combinations(range(len(optima)), 2))
         bends = (
-            fit_bends(function, weights, pairs, train_loader, seed=own, target_key=target_key, progress=progress)
+            fit_bends(
+                function,
+                weights,
+                pairs,
+                train_loader,
+                steps=curve_steps,
+                seed=own,
+                target_key=target_key,
+                progress=progress,
+            )
             if curves
             else None
         )

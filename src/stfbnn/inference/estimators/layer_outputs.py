@@ -51,7 +51,7 @@ class LocalReparameterization(Estimator):
                 f"local reparameterisation is exact only for a Linear first layer, but {bnn.layer_name!r} is a "
                 f'{type(layer).__name__}; use estimator="antithetic"'
             )
-        shapes = _require_stand_in(bnn, example, self.name)
+        shapes = require_stand_in(bnn, example, self.name)
         if bnn.first_layer.calls != 1 or len(shapes) != 1:
             raise InputError(
                 f"local reparameterisation needs a layer that is called once, but {bnn.layer_name!r} is called "
@@ -107,7 +107,7 @@ class Flipout(Estimator):
                 f"flipout is for Linear and convolutional first layers, but {bnn.layer_name!r} is a "
                 f'{type(layer).__name__}; use estimator="antithetic"'
             )
-        _require_stand_in(bnn, example, self.name)
+        require_stand_in(bnn, example, self.name)
 
     def estimate(self, minibatch: Minibatch, sampler: Sampler, generator: torch.Generator) -> Estimate:
         """The mean over the draws of the loss with flipped deviations."""
@@ -152,7 +152,7 @@ class _LinearInWeights:
     def __init__(self, bnn: BayesianNetwork, sampler: Sampler) -> None:
         self._bnn, self._sampler = bnn, sampler
         self.layer = bnn.network.get_submodule(bnn.layer_name)
-        self._plain = _plain_twin(self.layer)
+        self._plain = plain_twin(self.layer)
         with torch.enable_grad():
             mean, std = sampler.moments()
             self.like = mean
@@ -197,14 +197,14 @@ def _signs(rows: int, channels: int, generator: torch.Generator, like: Tensor) -
     return (torch.randint(0, 2, (rows, channels), generator=generator) * 2 - 1).to(like)
 
 
-def _plain_twin(layer: nn.Module) -> nn.Module:
+def plain_twin(layer: nn.Module) -> nn.Module:
     """A layer whose forward is its own while another stands in for the layer's, and without hooks, which run around that."""
     twin = copy.copy(layer)
     vars(twin).update({name: OrderedDict() for name in HOOKS if vars(twin).get(name)})
     return twin
 
 
-def _require_stand_in(bnn: BayesianNetwork, example: Inputs, name: str) -> list[tuple[int, ...]]:
+def require_stand_in(bnn: BayesianNetwork, example: Inputs, name: str) -> list[tuple[int, ...]]:
     """Refuse a network in which a stand-in for the layer's forward, example by example, is not equal to other weights.
 
     Returns:
@@ -225,7 +225,7 @@ def _require_stand_in(bnn: BayesianNetwork, example: Inputs, name: str) -> list[
     weights = weights + (weights.square().mean().sqrt() + 0.01) * noise
     prefix = f"{bnn.layer_name}." if bnn.layer_name else ""
     parameters = {key.removeprefix(prefix): value for key, value in bnn.substitution(weights).items()}
-    plain = _plain_twin(layer)
+    plain = plain_twin(layer)
     shapes: list[tuple[int, ...]] = []
 
     def forward(x: Tensor) -> Tensor:
