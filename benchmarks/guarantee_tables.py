@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from attack_tables import NOT_YET
 from common import RESULTS
 from landscape_tables import over_seeds
 
@@ -24,7 +25,7 @@ def guarantee_tables() -> str:
         texts += [f"### {path.stem.removeprefix('guarantees_')}\n", _certificates(runs), "", _far_field(runs)]
         where = f"`{found['command']}` on {found['processor']}, {found['threads']} thread(s), torch {found['torch']}"
         texts.append(f"\n{_verdict(runs)}\n\n{where}; mean ± standard deviation over {len(runs)} seed(s).\n")
-    return "\n".join(texts)
+    return "\n".join(texts) or NOT_YET
 
 
 def _best(run: dict[str, Any], method: str) -> dict[str, Any]:
