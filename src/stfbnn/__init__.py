@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stfbnn.adapters import Adapters
     from stfbnn.adversarial_training import AdversarialTraining
     from stfbnn.artifact import load, save
+    from stfbnn.bulk import PredictedShards, predict_shards
     from stfbnn.conversion import bayesianize
     from stfbnn.decision import AbstentionFigures, AbstentionRule, abstention_rule, evaluate_abstention
     from stfbnn.deployment import Exported, ExportError, PredictiveModule, export, predictive_module
@@ -89,6 +90,7 @@ _HOMES = {
     "adapters": ("Adapters",),
     "adversarial_training": ("AdversarialTraining",),
     "artifact": ("load", "save"),
+    "bulk": ("PredictedShards", "predict_shards"),
     "conversion": ("bayesianize",),
     "decision": ("AbstentionFigures", "AbstentionRule", "abstention_rule", "evaluate_abstention"),
     "deployment": ("ExportError", "Exported", "PredictiveModule", "export", "predictive_module"),
@@ -214,6 +216,7 @@ __all__ = [
     "Poisson",
     "PoissonPrediction",
     "Posterior",
+    "PredictedShards",
     "Prediction",
     "PredictiveModule",
     "PriorSuggestion",
@@ -242,6 +245,7 @@ __all__ = [
     "locate_first_layer",
     "merge",
     "predict",
+    "predict_shards",
     "predictive_module",
     "push_to_hub",
     "register_family",

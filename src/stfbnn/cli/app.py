@@ -25,6 +25,7 @@ from stfbnn.cli import (
     landscape,
     merge,
     predict,
+    predict_shards,
     privacy,
     train,
 )
@@ -44,6 +45,7 @@ The way, in short:
     stfbnn evaluate run --ood OTHER           is it better, and at what?
     stfbnn abstain run --max-risk 0.05        when not to trust it
     stfbnn predict run --data NEW -o p.csv    classes with their uncertainty
+    stfbnn predict-shards run --data d -o p   the same for data of any size, on any number of machines
     stfbnn export run -o model.onnx           the same from one file, without this library
     stfbnn landscape run                      which optima the first layer has, and which layer to take
     stfbnn attack run                         who can fool it, and by how little?
@@ -100,6 +102,7 @@ app.command("fit", help=fit.HELP)(fit.fit)
 app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
 app.command("abstain", help=abstain.HELP)(abstain.abstain)
 app.command("predict", help=predict.HELP)(predict.predict)
+app.command("predict-shards", help=predict_shards.HELP)(predict_shards.predict_shards)
 app.command("export", help=export.HELP)(export.export)
 app.command("merge", help=merge.HELP)(merge.merge)
 app.command("landscape", help=landscape.HELP)(landscape.landscape)
