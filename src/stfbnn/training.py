@@ -13,20 +13,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.launchers import _MultiProcessingLauncher
-from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from lightning_fabric.strategies.strategy import Strategy
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.table import Table
 from torch import Tensor, nn
-from torch.distributed import is_available, is_torchelastic_launched
 
 from stfbnn.adversarial_training import AdversarialTraining
 from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, OutputFunction, module_device
 from stfbnn.checkpoint import load_checkpoint, save_checkpoint
-from stfbnn.errors import CheckpointError, InputError
+from stfbnn.errors import InputError
+from stfbnn.launching import launched_fabric
+from stfbnn.processes import Processes
 from stfbnn.progress import progress_bar
 from stfbnn.provenance import Provenance, attach
 from stfbnn.randomness import derive_seed
@@ -172,7 +168,7 @@ def train(
             UserWarning,
             stacklevel=2,
         )
-    fabric = _fabric(accelerator, devices, strategy, num_nodes, precision)
+    fabric = launched_fabric(accelerator, devices, strategy, num_nodes, precision)
     home = module_device(model)
     try:
         run = TrainingLoop(
@@ -217,7 +213,9 @@ def train(
             **({} if adversarial is None else {"adversarial": adversarial.describe()}),
             "parameter shapes": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
         }
-        stored = _load(fabric, checkpoint, signature) if resume and checkpoint is not None else None
+        stored = None
+        if resume and checkpoint is not None:
+            stored = Processes(fabric).from_first(lambda: load_checkpoint(checkpoint, signature))
         if stored is not None:
             run.restore(stored)
 
@@ -276,57 +274,6 @@ def _check_settings(
                 f"{name} must give its batches anew at each pass, such as a torch DataLoader or a list of batches, but "
                 f"it is a {type(value).__name__}"
             )
-
-
-def _fabric(
-    accelerator: str, devices: int | str | list[int], strategy: str | Strategy, num_nodes: int, precision: Any
-) -> Fabric:
-    """Fabric, launched: in a process that a launcher started it joins the other ranks."""
-    if is_available() and is_torchelastic_launched():
-        # `fabric run` names the devices itself, in variables that Fabric reads and that must not be contradicted.
-        if devices == "auto" and "LT_DEVICES" not in os.environ:
-            devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        if num_nodes == 1 and "LT_NUM_NODES" not in os.environ:
-            num_nodes = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
-    elif devices == "auto":
-        devices = 1
-    try:
-        fabric = Fabric(
-            accelerator=accelerator, devices=devices, strategy=strategy, num_nodes=num_nodes, precision=precision
-        )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise InputError(
-            f"accelerator={accelerator!r}, devices={devices!r}, strategy={strategy!r}, num_nodes={num_nodes}, "
-            f"precision={precision!r} cannot be used here: {error}"
-        ) from error
-    if isinstance(fabric.strategy.launcher, _MultiProcessingLauncher):
-        raise InputError(
-            "this strategy forks or spawns a function, in which a copy of the model would be trained and lost; run the "
-            "script by `torchrun --nproc-per-node N script.py` (from a notebook, train on one device)"
-        )
-    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
-        raise InputError(
-            f"strategy {type(fabric.strategy).__name__} is not supported, for the whole model must be on every rank; "
-            f'use "auto", "ddp" or "ddp_find_unused_parameters_true"'
-        )
-    if os.environ.get("LT_CLI_USED", "0") == "0":
-        # Under `fabric run` Fabric has launched itself already, and refuses a second time.
-        fabric.launch()
-    return fabric
-
-
-def _load(fabric: Fabric, path: str | os.PathLike[str], signature: dict[str, Any]) -> dict[str, Any] | None:
-    """Rank 0 reads, all ranks get the state or the error: no rank waits for one that has failed."""
-    outcome: tuple[dict[str, Any] | None, str | None] = (None, None)
-    if fabric.is_global_zero:
-        try:
-            outcome = load_checkpoint(path, signature), None
-        except CheckpointError as error:
-            outcome = None, str(error)
-    state, failure = fabric.broadcast(outcome)
-    if failure is not None:
-        raise CheckpointError(failure)
-    return state
 
 
 def _name(choice: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import IterableDataset
 
 from stfbnn.adversarial_training import AdversarialTraining
 from stfbnn.batches import (
@@ -28,9 +28,10 @@ from stfbnn.batches import (
     training_batch,
 )
 from stfbnn.errors import InputError
+from stfbnn.launching import samplers, set_epoch, sharded
 from stfbnn.progress import Reporter
 from stfbnn.provenance import Provenance, ProvenanceRecorder
-from stfbnn.randomness import derive_seed, seeded
+from stfbnn.randomness import seeded
 from stfbnn.training_choices import Objective, Schedule
 
 
@@ -155,7 +156,7 @@ class TrainingLoop:
         self._output, self._target_key, self._weight_key = output, target_key, weight_key
         self._adversarial = adversarial
         self._generators = _generators(loader) + _generators(val_loader)
-        self.loader, self.val_loader = _sharded(fabric, loader, seed), val_loader
+        self.loader, self.val_loader = sharded(fabric, loader, seed), val_loader
         self.batches = _length(self.loader)
         self.module = fabric.setup_module(model)
         self.history: list[EpochRecord] = []
@@ -204,7 +205,7 @@ class TrainingLoop:
         self.module.train()
         totals = Totals()
         with seeded(self.seed, "train", epoch):
-            _set_epoch(self.loader, epoch)
+            set_epoch(self.loader, epoch)
             batches = iter(self.loader)
             step = 0
             while group := [self._split(batch) for batch in islice(batches, self.accumulate)]:
@@ -339,39 +340,9 @@ class TrainingLoop:
                 torch.distributed.broadcast(buffer, src=0)
 
 
-def _sharded(fabric: Fabric, loader: Iterable[Any], seed: int) -> Iterable[Any]:
-    """The part of a loader that this rank trains on."""
-    if fabric.world_size == 1:
-        return loader
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        raise InputError(
-            "with several processes the loader must be a torch DataLoader over a data set with a length, so that each "
-            f"rank can be given its own part; it is a {type(loader).__name__}"
-        )
-    # Fabric's wrapper is taken off again: it counts epochs by its own passes, which a resumed run has made fewer of.
-    wrapped: Any = fabric.setup_dataloaders(loader, move_to_device=False)
-    sharded: DataLoader[Any] = wrapped._dataloader
-    if isinstance(sharded.sampler, DistributedSampler) and sharded.sampler is not loader.sampler:
-        sharded.sampler.seed = derive_seed(seed, "shuffle") % 2**31
-    return sharded
-
-
-def _samplers(loader: Any) -> list[Any]:
-    """The sampler, the batch sampler and the sampler in it, as far as a loader has them."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    found = [getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
-    return [sampler for sampler in found if sampler is not None]
-
-
-def _set_epoch(loader: Iterable[Any], epoch: int) -> None:
-    for sampler in {id(sampler): sampler for sampler in _samplers(loader)}.values():
-        if callable(set_epoch := getattr(sampler, "set_epoch", None)):
-            set_epoch(epoch)
-
-
 def _generators(loader: Any) -> list[torch.Generator]:
     """The generators that a loader was given, each once; their state goes on from pass to pass."""
-    owners = [loader, *_samplers(loader)]
+    owners = [loader, *samplers(loader)]
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(entry): entry for entry in found if isinstance(entry, torch.Generator)}.values())
 

@@ -191,7 +191,7 @@ def test_learned_noise_does_not_depend_on_chunks(chunk: int, monkeypatch: pytest
     loss = MinibatchLoss(bnn, likelihood, x, y)
     values = [loss(weights)[0] for _ in range(2)]
     assert values[0] == values[1] == pytest.approx(-float(likelihood.log_prob(outputs, y).mean()))
-    loss.move_likelihood(0.5)
+    likelihood.move(loss.learned, 0.5)
     expected = (0.5 * torch.tensor([1.0, 4.0]).double() + 0.5 * (y - outputs).square().mean(0)).sqrt()
     torch.testing.assert_close(likelihood.noise_std, expected)
 

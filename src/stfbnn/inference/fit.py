@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from lightning_fabric.strategies.strategy import Strategy
+
 from stfbnn.batches import TARGET_KEY, WEIGHT_KEY
 from stfbnn.errors import InputError
 from stfbnn.inference.checks import require_count, require_gradients
@@ -21,11 +23,14 @@ from stfbnn.inference.options import (
     check_held_out_options,
     temperature_schedule,
 )
+from stfbnn.inference.ranks import computing_on, require_same_network
 from stfbnn.inference.run import Run
+from stfbnn.launching import joined_fabric, sharded
 from stfbnn.likelihood import LikelihoodLike
 from stfbnn.mixed_precision import Precision
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import MixturePosterior, PointMassPosterior, components_of
+from stfbnn.processes import Processes
 
 
 def fit(
@@ -54,6 +59,10 @@ def fit(
     resume: bool = True,
     precision: Precision | None = None,
     progress: bool | None = None,
+    accelerator: str = "auto",
+    devices: int | str | list[int] = "auto",
+    strategy: str | Strategy = "auto",
+    num_nodes: int = 1,
 ) -> FitRun:
     """Infer the posterior of the first layer, in place, starting from the trained weights.
 
@@ -65,6 +74,12 @@ def fit(
     An example of weight 2 counts exactly as one that is there twice; N is the number of rows all the same, whatever the sum of
     their weights. Weights reach the likelihood's noise where it is learned, and held-out scores are weighted means where
     ``val_loader`` gives weights; predictions ignore them.
+
+    Several processes: started by ``torchrun`` or ``fabric run``, the call takes part as one rank, as `train` does, and every
+    rank ends with the same posterior. Each learns from its own part of the data, with draws of its own; a step averages the
+    gradients and the curvature over the ranks, by the number of their examples, so the loader's batch size is per rank. N is
+    that of all ranks, held-out data are read whole by each, and rank 0 alone writes and reads the checkpoint. For one number
+    of ranks the result is the same every time; another number gives other draws. Mixtures are fitted by one process.
 
     Args:
         bnn: The network, from `bayesianize`.
@@ -103,6 +118,11 @@ def fit(
         precision: "bf16-mixed" runs the network's forward passes under autocast to bfloat16, "32-true" does not; None takes
             what a surrounding ``torch.autocast`` says. The posterior and its updates are in full precision in any case.
         progress: Show a progress bar; None shows it on a terminal.
+        accelerator: As for `train`. The network computes on the rank's device and is then taken back to where it was; a single
+            process for which nothing of these four is said stays where the network is.
+        devices: As for `train`.
+        strategy: As for `train`.
+        num_nodes: As for `train`.
 
     Returns:
         The history, what was tried, and what was chosen.
@@ -112,7 +132,7 @@ def fit(
         ModelChangedError: The user's model was changed since `bayesianize`.
         CheckpointError: The checkpoint is damaged or of a run with other settings.
     """
-    require_count(epochs=epochs, patience=patience, val_samples=val_samples)
+    require_count(epochs=epochs, patience=patience, val_samples=val_samples, num_nodes=num_nodes)
     if num_examples is not None:
         require_count(num_examples=num_examples)
     require_rereadable(train_loader)
@@ -132,8 +152,15 @@ def fit(
     schedule = temperature_schedule(temperature, temperatures, val_loader is not None)
     check_held_out_options(predictive_temperature, early_stop, max_seen_share, val_loader is not None)
     bnn.check_unchanged()
-    with bnn.computing_in(precision):
-        run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress, weight_key)
+    fabric = joined_fabric(accelerator, devices, strategy, num_nodes)
+    processes, part = Processes(fabric), train_loader
+    if fabric is not None and processes.several:
+        if isinstance(bnn.posterior, MixturePosterior):
+            raise InputError("a mixture is fitted by one process, but there are several: call fit without torchrun")
+        require_same_network(bnn, processes)
+        part = sharded(fabric, train_loader, seed)
+    with computing_on(bnn, fabric), bnn.computing_in(precision):
+        run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress, weight_key, processes, part)
         if predictive_temperature != 1 and not run.likelihood.has_logits:
             raise InputError("a predictive temperature belongs to a classification; leave predictive_temperature at 1")
         engine = resolve_engine(engine, parts[0])
@@ -154,6 +181,9 @@ def fit(
         posterior, before = bnn.posterior, bnn.posterior_state()
         try:
             bnn.reset_posterior()
+            if processes.several:
+                # A family that starts at random does so differently on every rank.
+                bnn.load_posterior_state(processes.from_first(bnn.posterior_state))
             if isinstance(bnn.posterior, MixturePosterior):
                 mixture = MixtureFit(
                     run, choices, chosen, checkpoint, resume, predictive_temperature, early_stop, patience

@@ -13,6 +13,7 @@ from torch import Tensor
 from stfbnn.batches import WEIGHT_KEY, join_targets, rechunk, require_finite, to_device
 from stfbnn.draws import Draws, chunk_rows
 from stfbnn.errors import InputError
+from stfbnn.inference.loaders import shared_examples
 from stfbnn.inference.survey import checked_batch, counted_labels, require_weight
 from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork, Weights
@@ -20,6 +21,7 @@ from stfbnn.predictive import Prediction
 from stfbnn.predictive.member_outputs import MemberOutputs
 from stfbnn.predictive.weighting import mean_over_examples
 from stfbnn.provenance import Provenance, ProvenanceRecorder, overlap
+from stfbnn.randomness import derive_seed, seeded
 
 # Logits of the held-out rows that are kept for choosing τ; beyond it the first rows are used.
 _LOGIT_BYTES = 2**28
@@ -115,6 +117,10 @@ class HeldOut:
         log_density = self.log_density(self.predict(predictive_temperature, weights))
         return -float(mean_over_examples(log_density, self.weights))
 
+    def at(self, predictive_temperature: float) -> tuple[float, float]:
+        """A given τ, and `nll` there, as `tuned` gives the best."""
+        return predictive_temperature, self.nll(predictive_temperature)
+
     def predict(
         self, predictive_temperature: float = 1.0, weights: Weights = "sample", share: float = 1.0
     ) -> Prediction:
@@ -175,3 +181,40 @@ class HeldOut:
             if used > _LOGIT_BYTES:
                 break
         return torch.stack([torch.cat(part) for part in parts]), draws.shares, rows
+
+
+def held_out_data(
+    bnn: BayesianNetwork,
+    train_loader: Iterable[Any],
+    loader: Iterable[Any],
+    likelihood: Likelihood,
+    seed: int,
+    samples: int,
+    target_key: str,
+    weight_key: str,
+) -> HeldOut:
+    """Read the held-out data once, for all scores of a run with this seed.
+
+    Raises:
+        InputError: They are not usable, or stage two is to learn from them.
+    """
+    with seeded(seed, "held-out"):
+        found = HeldOut(bnn, loader, likelihood, target_key, samples, derive_seed(seed, "held-out"), weight_key)
+    shared = shared_examples(train_loader, loader)
+    if shared:
+        raise InputError(
+            f"val_loader is not held out: it reads {shared} of the same rows of the same data set as train_loader; "
+            f"hold data out before stage one"
+        )
+    return found
+
+
+def warn_of_no_gain(network_nll: float | None, nll: float | None, temperature: float) -> None:
+    """Warn where the Bayesian network's held-out score is no better than the trained network's, where both are known."""
+    if network_nll is not None and nll is not None and not nll < network_nll:
+        warnings.warn(
+            f"on the held-out data the Bayesian network (NLL {nll:.4f} at T={temperature:g}) is no better "
+            f"than the trained network ({network_nll:.4f}): it has not converged (try more epochs), or there was "
+            f"nothing to repair",
+            stacklevel=5,
+        )

@@ -121,6 +121,9 @@ class FitRun:
             those of component 0.
         starts: Where each temperature started.
         engine: The engine's name.
+        ranks: Processes that took part.
+        bytes_per_step: What each of them put into the sums of a step, the gradients of the first layer; 0 for one process, and
+            where a checkpoint left no step to do.
     """
 
     history: tuple[FitRecord, ...]
@@ -134,6 +137,8 @@ class FitRun:
     components: tuple[ComponentRecord, ...] = ()
     starts: tuple[StageStart, ...] = ()
     engine: str = ""
+    ranks: int = 1
+    bytes_per_step: int = 0
 
     def table(self) -> Table:
         """The last epoch of every stage, for a terminal."""

@@ -44,9 +44,17 @@ def length(loader: Iterable[Any]) -> int | None:
         return None
 
 
-def count_examples(loader: Iterable[Any], counted: int) -> int:
-    """N: the different rows of the data set that a loader reads, else the rows that it gave in one pass."""
+def count_examples(loader: Iterable[Any], counted: int, several_ranks: bool = False) -> int:
+    """N: the different rows of the data set that a loader reads, else the rows that it gave in one pass.
+
+    Args:
+        loader: All the data, not a rank's part of them.
+        counted: The rows that were given in one pass.
+        several_ranks: Whether they were given to several ranks, some perhaps twice so that all have the same number.
+    """
     rows = _sampled_rows(loader)
+    most = length(getattr(loader, "sampler", ())) if several_ranks else None
+    counted = min(counted, most) if most else counted
     return counted if rows is None else len(set(rows))
 
 

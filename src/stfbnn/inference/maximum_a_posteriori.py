@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +13,15 @@ from stfbnn.errors import InputError
 from stfbnn.inference.checks import require_positive
 from stfbnn.inference.engine import Engine, cosine_decay
 from stfbnn.inference.estimators import Estimator, Minibatch
+from stfbnn.inference.history import FitRecord
 from stfbnn.posterior import ParameterLayout, PointMassPosterior, Posterior
 from stfbnn.prior import GaussianPrior
 
 # Where a unit has fewer inputs, a step must still be small beside the weights themselves.
 _FEWEST_INPUTS = 12
+# Retraining ends where two epochs lower the objective by less than this share of what all of them did (of 1 nat at least).
+_FLAT = 1e-3
+_FEWEST_EPOCHS = 3
 
 
 class MaximumAPosteriori(Engine):
@@ -26,7 +31,7 @@ class MaximumAPosteriori(Engine):
         posterior: A point mass.
         prior: p(w).
         num_examples: N.
-        estimator: Not used: there is nothing random to average over.
+        estimator: Only its `at_point` is used, for there is nothing random to average over.
         learning_rate: Adam's, at the start; None takes `adam_rate` of the weights at the start.
     """
 
@@ -55,7 +60,7 @@ class MaximumAPosteriori(Engine):
     def step(self, minibatch: Minibatch, generator: torch.Generator) -> float:
         """One Adam step on one minibatch."""
         del generator
-        nll, gradient = minibatch(self._loc.detach())
+        nll, gradient = self.estimator.at_point(minibatch, self._loc.detach())
         self.used |= gradient != 0
         with torch.enable_grad():
             penalty = -self.prior.log_prob(self._loc) * (self.temperature / self.num_examples)
@@ -94,3 +99,18 @@ def adam_rate(layout: ParameterLayout, weights: Tensor, relative: float = 1.0) -
     size = float(weights.square().mean().sqrt())
     # A layer that is zero throughout says nothing of its scale.
     return relative * (size or 1.0) / math.sqrt(max(inputs, _FEWEST_INPUTS))
+
+
+def is_flat(records: Sequence[FitRecord], epochs: int) -> bool:
+    """Whether retraining has stopped to pay.
+
+    Args:
+        records: Its epochs so far.
+        epochs: How many there may be.
+    """
+    # Before the last quarter of the schedule the rate is so high that a plateau says nothing.
+    if len(records) < max(_FEWEST_EPOCHS, 0.75 * epochs):
+        return False
+    course = [record.free_energy for record in records]
+    before, now = min(course[:-2]), min(course[-2:])
+    return before - now < _FLAT * max(1.0, course[0] - now)

@@ -108,10 +108,10 @@ class MinibatchLoss:
         self._calls += 1
         return sums.nll(), tuple(sums.gradients)
 
-    def move_likelihood(self, weight: float) -> None:
-        """Move what the likelihood learns by ``weight`` in (0, 1] towards the mean estimate over all calls so far."""
-        if self._estimate is not None:
-            self._likelihood.move(self._estimate / self._calls, min(1.0, weight))
+    @property
+    def learned(self) -> Tensor | None:
+        """What the likelihood would learn, the mean over all calls so far; None where it learns nothing."""
+        return None if self._estimate is None else self._estimate / self._calls
 
     def _loss(self, outputs: Tensor, part: Batch) -> Tensor:
         """These examples' share of the minibatch's loss."""

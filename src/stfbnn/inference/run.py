@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,29 +16,25 @@ from stfbnn.batches import WEIGHT_KEY, Batch
 from stfbnn.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
 from stfbnn.errors import InputError
 from stfbnn.inference.engines import ENGINES, blocks_of, build_engine, no_curvature
-from stfbnn.inference.estimators import Estimator
+from stfbnn.inference.estimators import AcrossRanks, Estimator
 from stfbnn.inference.first_look import first_look
-from stfbnn.inference.held_out import HeldOut
+from stfbnn.inference.held_out import HeldOut, held_out_data, warn_of_no_gain
 from stfbnn.inference.history import ComponentRecord, FitRecord, FitRun, StageStart, TemperatureTrial
-from stfbnn.inference.loaders import (
-    count_examples,
-    length,
-    shared_examples,
-)
+from stfbnn.inference.loaders import count_examples, length
+from stfbnn.inference.maximum_a_posteriori import is_flat
 from stfbnn.inference.minibatch import MinibatchLoss
 from stfbnn.inference.options import EarlyStop
+from stfbnn.inference.ranks import mean_learned, rank_path, require_batches
 from stfbnn.inference.run_state import signature, state_of, take_state
 from stfbnn.inference.survey import checked_batch, survey
-from stfbnn.likelihood import LikelihoodLike
+from stfbnn.launching import set_epoch
+from stfbnn.likelihood import Likelihood, LikelihoodLike
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import Mixture, PointMassPosterior
+from stfbnn.processes import Processes
 from stfbnn.progress import progress_bar
 from stfbnn.provenance import Provenance
-from stfbnn.randomness import derive_seed, generator, seeded
-
-# Retraining ends where two epochs lower the objective by less than this share of what all of them did (of 1 nat at least).
-_FLAT = 1e-3
-_FEWEST_RETRAINING_EPOCHS = 3
+from stfbnn.randomness import generator, seeded
 
 
 class Run:
@@ -54,10 +50,16 @@ class Run:
         schedule: tuple[float, ...],
         progress: bool | None,
         weight_key: str = WEIGHT_KEY,
+        processes: Processes | None = None,
+        part: Iterable[Any] | None = None,
     ) -> None:
-        self.bnn, self.loader, self.seed = bnn, loader, seed
+        self.bnn, self.seed = bnn, seed
+        self.processes = Processes() if processes is None else processes
+        # All the data, and what this rank learns from.
+        self.source, self.loader = loader, loader if part is None else part
+        self.step_bytes = 0
         self.target_key, self.weight_key = target_key, weight_key
-        self.schedule, self.progress = schedule, progress
+        self.schedule, self.progress = schedule, progress if self.processes.rank == 0 else False
         self.held_out: HeldOut | None = None
         self.most_seen = 0.0
         self.network_nll: float | None = None
@@ -97,17 +99,8 @@ class Run:
     def prepare_held_out(self, loader: Iterable[Any] | None, samples: int, most_seen: float) -> None:
         """Read the held-out data once, for all scores."""
         if loader is not None:
-            with seeded(self.seed, "held-out"):
-                seed = derive_seed(self.seed, "held-out")
-                self.held_out = HeldOut(
-                    self.bnn, loader, self.likelihood, self.target_key, samples, seed, self.weight_key
-                )
-            shared = shared_examples(self.loader, loader)
-            if shared:
-                raise InputError(
-                    f"val_loader is not held out: it reads {shared} of the same rows of the same data set as train_loader; "
-                    f"hold data out before stage one"
-                )
+            keys = self.target_key, self.weight_key
+            self.held_out = held_out_data(self.bnn, self.source, loader, self.likelihood, self.seed, samples, *keys)
             if self.bnn.provenance is not None:
                 self.held_out.refuse_seen(self.bnn.provenance, "stage one", most_seen)
             self.most_seen = most_seen
@@ -126,12 +119,13 @@ class Run:
         engine, options = str(choices["engine"]), dict(choices["engine_options"])
         num_examples = choices["num_examples"]
         if checkpoint is not None:
-            prepare_checkpoint(checkpoint, self.signature)
+            self.processes.from_first(lambda: prepare_checkpoint(checkpoint, self.signature))
         # Bayes by Backprop keeps to a width that the recipe gives.
         recipe = self.bnn.family.component_family() if isinstance(self.bnn.family, Mixture) else self.bnn.family
         open_width = engine != "bayes-by-backprop" or getattr(recipe, "initial_std", None) is None
         curved = open_width and not isinstance(self.bnn.posterior, PointMassPosterior)
-        saved = load_checkpoint(checkpoint, self.signature) if checkpoint is not None and resume else None
+        load = partial(load_checkpoint, checkpoint, self.signature) if checkpoint is not None else None
+        saved = self.processes.from_first(load) if load is not None and resume else None
         if saved is None:
             curvature = self._look_at_the_data(curved, num_examples)
         else:
@@ -142,12 +136,17 @@ class Run:
         if self.held_out is not None and not self.follows:
             self.held_out.refuse_seen(self.provenance, "train_loader", self.most_seen)
         posterior, prior = self.bnn.posterior, self.bnn.prior
+        self._ranks = AcrossRanks(estimator, self.processes)
+        # Most likelihoods learn nothing, of which the ranks need not tell each other.
+        silent = type(self.likelihood).estimate is Likelihood.estimate
+        self._learners = Processes() if silent else self.processes
         self.engine = build_engine(
-            engine, posterior, prior, self.num_examples, self.batches, curvature, estimator, options
+            engine, posterior, prior, self.num_examples, self.batches, curvature, self._ranks, options
         )
         if self.held_out is not None and not self.follows:
             # The survey has set a noise that is learned, and the posterior's mean is still at the trained weights.
-            self.network_nll = self.held_out.nll(weights="mean") if saved is None else saved["network_nll"]
+            score = partial(self.held_out.nll, weights="mean")
+            self.network_nll = self.processes.from_first(score) if saved is None else saved["network_nll"]
         # Every temperature starts from here.
         several = len(self.schedule) > 1
         self.origin = {**self.snapshot(), "engine": copy.deepcopy(self.engine.state())} if several else None
@@ -172,17 +171,11 @@ class Run:
                 bar=bar,
                 weights=self.bnn.posterior.mean_vector(),
                 weight_key=self.weight_key,
+                processes=self.processes,
             )
         if not self.follows:
-            self.take_survey(
-                {
-                    "num_examples": num_examples or count_examples(self.loader, found.num_examples),
-                    "batches": found.batches,
-                    "rows": found.num_examples,
-                    "total_weight": found.total_weight,
-                    "provenance": found.provenance.to_tensor(),
-                }
-            )
+            counted = count_examples(self.source, found.num_examples, self.processes.several)
+            self.take_survey(found.state(num_examples or counted))
         return found.curvature
 
     def take_survey(self, found: Mapping[str, Any]) -> None:
@@ -211,7 +204,7 @@ class Run:
                         self.engine.load_state(copy.deepcopy(self.origin["engine"]))
                     self.engine.begin(at, epochs * self.batches)
                 bar.describe(f"{self.title} at T={at:g}")
-                while self.epoch < epochs and (early_stop is None or self.waited < patience) and not self._is_flat():
+                while self.epoch < epochs and (early_stop is None or self.waited < patience) and not self._stops():
                     self._one_epoch(at, early_stop, bar)
                     if self.epoch < epochs:
                         self.save()
@@ -228,9 +221,11 @@ class Run:
         bnn, began = self.bnn, time.perf_counter()
         bnn.check_unchanged()
         # The same at every temperature, so that they differ by T alone, and not by their places among those that are tried.
-        noise = generator(self.seed, "noise", 0, self.epoch)
-        total, examples = 0.0, 0
+        noise = generator(self.seed, "noise", 0, self.epoch, *rank_path(self.processes))
+        total, examples, steps = 0.0, 0, 0
         kl, mean_std = self.width()
+        if self.processes.several:
+            set_epoch(self.loader, self.epoch)
         with seeded(self.seed, "epoch", 0, self.epoch):
             for batch in self.loader:
                 one = checked_batch(batch, self.target_key, self.weight_key).to(bnn.device)
@@ -238,8 +233,9 @@ class Run:
                 if self.epoch == examples == 0:
                     # The estimate is of q before the step.
                     self.starts.append(StageStart(temperature, kl, mean_std, nll))
-                total += nll * len(one)
-                examples += len(one)
+                total += nll * self._ranks.examples
+                examples += self._ranks.examples
+                steps += 1
                 bar.advance(
                     1, free_energy=nll + temperature / self.num_examples * kl, nll=nll, KL=kl, mean_std=mean_std
                 )
@@ -247,6 +243,7 @@ class Run:
             raise InputError(
                 "train_loader gave no batch in this epoch, though it did before; it must be readable again"
             )
+        require_batches(steps, self.batches, self.processes)
         if bnn.prior.learned and not self.follows:
             bnn.prior.update(bnn.posterior.mean_vector().detach(), bnn.posterior.std_vector().detach())
             self.engine.prior_changed()
@@ -265,12 +262,15 @@ class Run:
             The estimate of E_q[NLL] before the step, nats per example; an InputError where it is not finite.
         """
         loss = MinibatchLoss(self.bnn, self.likelihood, batch.inputs, batch.target, batch.weight)
+        sent = self.processes.sent
         nll = self.engine.step(loss, noise)
+        self.step_bytes = self.processes.sent - sent
         # In proportion to what the batch counts: the survey's estimate counts as one pass over the data, and so does every
         # epoch, until the average reaches back over a hundred batches.
         recent = max(1 / (self.batches * (self.epoch + 1)), 0.01)
         if not self.follows:
-            loss.move_likelihood(recent * loss.total_weight * self.batches / self.total_weight)
+            learned, counts = mean_learned(loss.learned, loss.total_weight, self._learners)
+            self.likelihood.move(learned, min(1.0, recent * counts * self.batches / self.total_weight))
         if not nll < float("inf"):
             raise InputError(
                 f"the loss became {nll} at T={temperature:g}, epoch {self.epoch + 1}: lower the learning rate with "
@@ -278,15 +278,10 @@ class Run:
             )
         return nll
 
-    def _is_flat(self) -> bool:
+    def _stops(self) -> bool:
         """Whether the retraining of a point mass has stopped to pay; inference always runs its schedule to its end."""
-        # Before the last quarter of the schedule the rate is so high that a plateau says nothing.
-        early = self.epoch < max(_FEWEST_RETRAINING_EPOCHS, 0.75 * self.epochs)
-        if early or not isinstance(self.bnn.posterior, PointMassPosterior):
-            return False
-        course = [record.free_energy for record in self.history[-self.epoch :]]
-        before, now = min(course[:-2]), min(course[-2:])
-        return before - now < _FLAT * max(1.0, course[0] - now)
+        records = self.history[-self.epoch :] if self.epoch else []
+        return isinstance(self.bnn.posterior, PointMassPosterior) and is_flat(records, self.epochs)
 
     @torch.no_grad()
     def width(self) -> tuple[float, float]:
@@ -299,7 +294,7 @@ class Run:
     def _watch(self, early_stop: EarlyStop | None, penalty: float) -> float | None:
         if early_stop is None or self.held_out is None:
             return None
-        held_out = self.held_out.nll()
+        held_out = self.processes.from_first(self.held_out.nll)
         # The held-out score is a weighted mean; the free energy's sum over the data is divided by the number of rows.
         score = held_out + (penalty * self.rows / self.total_weight if early_stop == "free-energy" else 0.0)
         if self.stage_best is None or score < self.stage_best["score"]:
@@ -316,7 +311,8 @@ class Run:
         if self.held_out is None or self.follows:
             self.best = {**self.snapshot(), "temperature": temperature, "tau": tau}
             return False
-        tau, nll = self.held_out.tuned() if chosen else (tau, self.held_out.nll(tau))
+        # By the first rank alone: what ranks on machines of different kinds find may differ in its last digits.
+        tau, nll = self.processes.from_first(self.held_out.tuned if chosen else partial(self.held_out.at, tau))
         self.trials.append(TemperatureTrial(temperature, nll, tau))
         if self.best is not None and not nll < self.best["nll"]:
             return True
@@ -347,13 +343,7 @@ class Run:
         components: tuple[ComponentRecord, ...] = (),
     ) -> FitRun:
         """Tell the network that it is fitted, with the posterior that it has, and say how it went."""
-        if self.network_nll is not None and held_out_nll is not None and not held_out_nll < self.network_nll:
-            warnings.warn(
-                f"on the held-out data the Bayesian network (NLL {held_out_nll:.4f} at T={temperature:g}) is no better "
-                f"than the trained network ({self.network_nll:.4f}): it has not converged (try more epochs), or there was "
-                f"nothing to repair",
-                stacklevel=4,
-            )
+        warn_of_no_gain(self.network_nll, held_out_nll, temperature)
         self.bnn.likelihood = self.likelihood
         self.bnn.num_examples = self.num_examples
         self.bnn.temperature, self.bnn.predictive_temperature = temperature, predictive_temperature
@@ -374,6 +364,8 @@ class Run:
             components=components,
             starts=tuple(self.starts),
             engine=self.engine.name,
+            ranks=self.processes.count,
+            bytes_per_step=self.step_bytes,
         )
 
     def _seen_by_inference(self) -> Provenance | None:
@@ -396,4 +388,5 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint, where one was asked for."""
         if self.checkpoint is not None:
-            save_checkpoint(self.checkpoint, state_of(self), self.signature)
+            path = self.checkpoint
+            self.processes.from_first(lambda: save_checkpoint(path, state_of(self), self.signature))

@@ -27,8 +27,10 @@ def signature(run: Run, choices: Mapping[str, Any]) -> dict[str, Any]:
         "temperatures": list(run.schedule),
         "seed": run.seed,
         "batches": length(run.loader),
-        "rows": count_examples(run.loader, 0),
+        "rows": count_examples(run.source, 0),
         "held_out": None if run.held_out is None else run.held_out.provenance.digest(),
+        # Only where there are several, so that earlier checkpoints still fit.
+        **({"processes": run.processes.count} if run.processes.several else {}),
     }
 
 
@@ -56,7 +58,7 @@ def state_of(run: Run) -> dict[str, Any]:
             "total_weight": run.total_weight,
             "provenance": run.provenance.to_tensor(),
         },
-        "loader": generator_states(run.loader),
+        "loader": generator_states(run.source),
     }
 
 
@@ -72,4 +74,4 @@ def take_state(run: Run, state: Mapping[str, Any]) -> None:
         run.engine.begin(run.schedule[run.stage], run.epochs * run.batches)
     run.engine.load_state(state["engine"])
     run.restore(state["current"])
-    set_generator_states(run.loader, state["loader"])
+    set_generator_states(run.source, state["loader"])

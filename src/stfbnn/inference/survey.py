@@ -14,10 +14,12 @@ from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, Batch, batch_size, require_fi
 from stfbnn.errors import InputError
 from stfbnn.inference.loaders import length
 from stfbnn.inference.minibatch import chunks
+from stfbnn.inference.ranks import mean_learned, rank_path
 from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork
+from stfbnn.processes import Processes
 from stfbnn.progress import Reporter
-from stfbnn.provenance import Provenance, ProvenanceRecorder
+from stfbnn.provenance import NOTHING, Provenance, ProvenanceRecorder
 from stfbnn.randomness import generator
 
 # Label draws in all, from which the curvature is averaged where the loader has few batches.
@@ -37,6 +39,8 @@ class Survey:
             sum divided by the number of rows) at the weights: its diagonal
             (d,), or its blocks (U, k, k); None where it was not asked for.
         provenance: The examples seen; empty where they were not asked for.
+        labels: How many of the targets are not left out.
+        learned: What the likelihood learned of them; None where it learns nothing.
     """
 
     num_examples: int
@@ -44,6 +48,18 @@ class Survey:
     batches: int
     curvature: Tensor | None
     provenance: Provenance
+    labels: int
+    learned: Tensor | None
+
+    def state(self, num_examples: int) -> dict[str, Any]:
+        """What a run keeps of it, with N, which is not always the number of rows."""
+        return {
+            "num_examples": num_examples,
+            "batches": self.batches,
+            "rows": self.num_examples,
+            "total_weight": self.total_weight,
+            "provenance": self.provenance.to_tensor(),
+        }
 
 
 def checked_batch(batch: Any, target_key: str = TARGET_KEY, weight_key: str = WEIGHT_KEY) -> Batch:
@@ -96,6 +112,7 @@ def survey(
     blocks: Tensor | None = None,
     weights: Tensor | None = None,
     weight_key: str = WEIGHT_KEY,
+    processes: Processes | None = None,
 ) -> Survey:
     """Go over the data once at fixed weights.
 
@@ -117,15 +134,22 @@ def survey(
         blocks: Which weights make up each block, (U, k), where the curvature is wanted in blocks.
         weights: Where to look, (d,); None for the trained weights.
         weight_key: The entry of the examples' weights in mappings.
+        processes: The ranks among which the data are shared out; None where this is the only one.
+
+    Returns:
+        What is in the data of all ranks.
 
     Raises:
-        InputError: The loader is empty, a batch is not usable, or nothing in it counts.
+        InputError: The loader is empty, a batch is not usable, or nothing in it counts; or the ranks have different numbers
+            of batches.
     """
+    processes = Processes() if processes is None else processes
     recorder = ProvenanceRecorder()
     weights = (bnn.trained_vector() if weights is None else weights).to(bnn.posterior.mean_vector()).detach()
     total = torch.zeros_like(weights) if blocks is None else weights.new_zeros(*blocks.shape, blocks.shape[1])
-    random = generator(seed, "survey")
-    draws = _label_draws(loader)
+    random = generator(seed, "survey", *rank_path(processes))
+    draws = _label_draws(loader, processes.count)
+    learned: Tensor | None = None
     examples = batches = labels = 0
     total_weight = 0.0
     for given in loader:
@@ -147,6 +171,8 @@ def survey(
             # A running mean over all examples; the first chunk sets what was not given.
             estimate = likelihood.estimate(outputs.detach(), part.target, part.weight)
             likelihood.move(estimate, counts / total_weight)
+            if estimate is not None:
+                learned = estimate if learned is None else learned.lerp(estimate, counts / total_weight)
             if curvature:
                 for gradient in _label_gradients(outputs, part, vector, likelihood, random, draws):
                     if blocks is None:
@@ -158,9 +184,34 @@ def survey(
         bar.advance()
     if batches == 0:
         raise InputError("train_loader gave no batch: it is empty, or drop_last dropped its only one")
-    require_weight(total_weight, labels, "train_loader")
-    found = total.div_(examples) if curvature else None
-    return Survey(examples, total_weight, batches, found, recorder.finish())
+    curved = total.div_(examples) if curvature else None
+    found = Survey(examples, total_weight, batches, curved, recorder.finish(), labels, learned)
+    if processes.several:
+        found = _of_all_ranks(found, processes)
+        likelihood.move(found.learned, 1.0)
+    require_weight(found.total_weight, found.labels, "train_loader")
+    return found
+
+
+def _of_all_ranks(own: Survey, processes: Processes) -> Survey:
+    """One survey from those of all ranks."""
+    learned, weight = mean_learned(own.learned, own.total_weight, processes)
+    parts = processes.gather((own.num_examples, own.batches, own.labels, own.provenance.to_tensor()))
+    batches = [part[1] for part in parts]
+    if len(set(batches)) > 1:
+        raise InputError(
+            f"train_loader gives the ranks different numbers of batches, {batches}, but all take every step together; let "
+            f"the sampler fill up or drop the last examples, as torch's DistributedSampler does"
+        )
+    examples = sum(part[0] for part in parts)
+    curvature = None
+    if own.curvature is not None:
+        curvature = processes.sum(own.curvature * own.num_examples) / examples
+    seen = NOTHING
+    for part in parts:
+        seen = seen.union(Provenance.from_tensor(part[3]))
+    labels = sum(part[2] for part in parts)
+    return Survey(examples, weight, batches[0], curvature, seen, labels, learned)
 
 
 def _label_gradients(
@@ -174,6 +225,6 @@ def _label_gradients(
         yield gradient
 
 
-def _label_draws(loader: Iterable[Any]) -> int:
-    batches = length(loader) or _LABEL_DRAWS
+def _label_draws(loader: Iterable[Any], ranks: int) -> int:
+    batches = ranks * (length(loader) or _LABEL_DRAWS)
     return min(_MOST_LABEL_DRAWS_A_BATCH, max(1, math.ceil(_LABEL_DRAWS / batches)))

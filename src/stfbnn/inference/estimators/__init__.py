@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stfbnn.batches import Inputs
 from stfbnn.errors import InputError
+from stfbnn.inference.estimators.across_ranks import AcrossRanks
 from stfbnn.inference.estimators.base import Estimate, Estimator, LayerForward, Minibatch, Sampler
 from stfbnn.inference.estimators.layer_outputs import Flipout, LocalReparameterization
 from stfbnn.inference.estimators.weight_samples import PerExample, SharedSample, outputs_of_each
@@ -11,6 +12,7 @@ from stfbnn.network import BayesianNetwork
 
 __all__ = [
     "ESTIMATORS",
+    "AcrossRanks",
     "Estimate",
     "Estimator",
     "Flipout",

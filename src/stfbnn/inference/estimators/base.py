@@ -106,6 +106,10 @@ class Estimator(ABC):
     def estimate(self, minibatch: Minibatch, sampler: Sampler, generator: torch.Generator) -> Estimate:
         """One estimate, with noise from a CPU generator."""
 
+    def at_point(self, minibatch: Minibatch, vector: Tensor) -> tuple[float, Tensor]:
+        """The minibatch's loss and its gradient (d,) at one weight vector (d,), where there is nothing to draw."""
+        return minibatch(vector)
+
     def noises(self, fresh: Callable[[], Tensor]) -> Iterator[Tensor]:
         """The noise of each draw: fresh, or that of the draw before with its sign turned."""
         noise = torch.empty(0)
