@@ -13,6 +13,7 @@ from torch import Tensor
 from stfbnn.batches import Inputs
 from stfbnn.bulk.source import Rows, Source, Transform, describe, file_identity, find_files, transformed
 from stfbnn.bulk.values import as_tensor, columns_side_by_side
+from stfbnn.data.parquet import is_image, require_pyarrow
 from stfbnn.errors import DataError, InputError
 
 SUFFIX = ".parquet"
@@ -45,7 +46,7 @@ class ParquetSource(Source):
         image_size: tuple[int, int] | None = None,
         transform: Transform | None = None,
     ) -> None:
-        _require_pyarrow()
+        require_pyarrow()
         self._files = {file.name: file for file in find_files(path, (SUFFIX,))}
         self._inputs = [inputs] if isinstance(inputs, str) else inputs
         self._target = target
@@ -101,7 +102,7 @@ class ParquetSource(Source):
         if self._inputs is not None:
             return self._inputs
         rest = [field for field in schema if field.name not in keep and field.name != self._target]
-        images = [field.name for field in rest if _is_image(field.type)]
+        images = [field.name for field in rest if is_image(field.type)]
         return images if len(images) == 1 else [field.name for field in rest]
 
     def _assembled(
@@ -141,21 +142,6 @@ def _values(column: Any) -> Any:
         if not flat.null_count:
             return flat.to_numpy(zero_copy_only=False).reshape(len(column), kind.list_size)
     return column.to_pylist()
-
-
-def _is_image(kind: Any) -> bool:
-    import pyarrow as pa  # noqa: PLC0415 - optional
-
-    if pa.types.is_struct(kind):
-        return any(kind.field(index).name == "bytes" for index in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _require_pyarrow() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401, PLC0415 - optional
-    except ImportError as error:
-        raise DataError("parquet files need pyarrow: pip install 'stfbnn[data]'") from error
 
 
 @contextmanager

@@ -31,9 +31,10 @@ from stfbnn.bulk.reading import Cursor, ShardReader, UnreadableShardError
 from stfbnn.bulk.recognise import as_source
 from stfbnn.bulk.result import PredictedShards, Skipped
 from stfbnn.bulk.source import Source
+from stfbnn.data.parquet import require_pyarrow
 from stfbnn.description import stand_in
 from stfbnn.draws import Draws, chunk_rows
-from stfbnn.errors import DataError, InputError, StfbnnError
+from stfbnn.errors import DataError, InputError
 from stfbnn.network import BayesianNetwork
 from stfbnn.progress import progress_bar
 
@@ -114,7 +115,7 @@ def predict_shards(
         raise InputError(f"predictive_temperature must be positive and finite, but it is {temperature}")
     number, count = which_rank(rank, world_size)
     names = _names(keep)
-    _require_pyarrow()
+    require_pyarrow()
     bnn.check_unchanged()
     found = as_source(source, rows_per_shard, has_targets)
     shards = tuple(found.shards())
@@ -290,12 +291,3 @@ def _names(keep: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     if len(set(names.values())) < len(names):
         raise InputError(f"keep gives two columns one name: {names}")
     return names
-
-
-def _require_pyarrow() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401, PLC0415 - optional
-    except ImportError as error:
-        raise StfbnnError(
-            "predictions are written as parquet, which needs pyarrow: pip install 'stfbnn[data]'"
-        ) from error

@@ -38,7 +38,7 @@ def read(path: Path, options: Options) -> DataSet:
         DataError: pyarrow or Pillow is missing, a file is damaged, a column has another type or gaps, or it is not
             clear which column is the target.
     """
-    _import_pyarrow()
+    require_pyarrow()
     train_files, test_files = find_parts(path, (SUFFIX,)) if path.is_dir() else ([path], [])
     layout = _layout(train_files[0], options)
     # Every schema is looked at before anything is decoded.
@@ -51,11 +51,16 @@ def read(path: Path, options: Options) -> DataSet:
     return assemble("parquet", train, test, options, columns=layout.columns, names=layout.names)
 
 
-def _import_pyarrow() -> None:
+def require_pyarrow() -> None:
+    """Refuse to go on without the package that reads and writes parquet.
+
+    Raises:
+        DataError: It is not installed.
+    """
     try:
         import pyarrow.parquet  # noqa: F401, PLC0415 - optional
     except ImportError as error:
-        raise DataError("reading parquet files needs pyarrow: pip install 'stfbnn[data]'") from error
+        raise DataError("parquet files need pyarrow: pip install 'stfbnn[data]'") from error
 
 
 @contextmanager
@@ -76,7 +81,7 @@ def _open(path: Path) -> Iterator[Any]:
 def _layout(path: Path, options: Options) -> _Layout:
     with _open(path) as file:
         schema = file.schema_arrow
-        images = [field.name for field in schema if _is_image(field.type)]
+        images = [field.name for field in schema if is_image(field.type)]
     if len(images) > 1:
         raise DataError(f"{path} has several columns of images, {', '.join(images)}; keep one of them")
     rest = [field.name for field in schema if field.name not in images]
@@ -109,7 +114,7 @@ def _check_schema(path: Path, layout: _Layout, first: Path, needs_target: bool) 
     if missing:
         raise DataError(f"{path} lacks the columns {missing}, which {first.name} has; it has {names}")
     for name in needed - {layout.target}:
-        expected = _is_image if name == layout.image else _is_number
+        expected = is_image if name == layout.image else _is_number
         if not expected(schema.field(name).type):
             raise DataError(
                 f"{path} has the column {name!r} of the type {schema.field(name).type}, unlike {first.name}"
@@ -208,12 +213,13 @@ def _is_number(kind: Any) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
-def _is_image(kind: Any) -> bool:
+def is_image(kind: Any) -> bool:
+    """Whether a column of this Arrow type holds image files: bytes, or the struct of the Hugging Face hub with some."""
     import pyarrow as pa  # noqa: PLC0415 - optional
 
     if pa.types.is_struct(kind):
         names = [kind.field(index).name for index in range(kind.num_fields)]
-        return "bytes" in names and _is_image(kind.field(names.index("bytes")).type)
+        return "bytes" in names and is_image(kind.field(names.index("bytes")).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
