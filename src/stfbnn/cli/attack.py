@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stfbnn.cli.record import DataChoice
     from stfbnn.robustness.result import Robustness
     from stfbnn.robustness.victim import Victim
-    from stfbnn.threat import InputSpace, Threat
+    from stfbnn.threat import InputSpace, Norm, Threat
 
 HELP = opt.help_text("""
 Attack the trained network and the Bayesian one, and check the attacks themselves.
@@ -95,6 +95,7 @@ def attack(
     out = Output(as_json)
     if norm not in _EPSILONS:
         raise InputError(f"--norm must be linf or l2, but it is {norm!r}")
+    measured: Norm = "linf" if norm == "linf" else "l2"
     choice = opt.data_choice(data, kind, target, None, image_size, split, limit)
     found = fitted.load_run(run, model, model_args, checkpoint, device)
     inputs, targets = _attacked(found, choice, examples, seed)
@@ -116,7 +117,7 @@ def attack(
                 inputs,
                 targets,
                 epsilons,
-                norm=norm,  # type: ignore[arg-type] # checked above
+                norm=measured,
                 source=None if one is network else network,
                 seed=seed,
                 checkpoint=kept,
@@ -125,7 +126,7 @@ def attack(
         _show(out, name, study)
     out.show(robustness_table(studies))
     if detect:
-        threat = Threat(max(epsilons), norm)  # type: ignore[arg-type] # checked above
+        threat = Threat(max(epsilons), measured)
         for name, one in victims.items():
             studies[name] = replace(studies[name], detection=_detect(out, name, one, inputs, targets, threat, seed))
     if certify:

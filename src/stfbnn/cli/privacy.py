@@ -161,6 +161,7 @@ def _with_shadows(
     labels = chosen.targets
     assert record.training is not None  # noqa: S101 - training_options refuses that
     assert labels is not None  # noqa: S101 - a run of classes has labels
+    assert held.targets is not None  # noqa: S101 - likewise
     batch_size = record.training["batch_size"]
 
     def make_model() -> Any:
@@ -179,7 +180,7 @@ def _with_shadows(
         train_model,
         tuple(names or RELEASED),
         make_model=make_model,
-        held_out=(held_inputs, held.targets),  # type: ignore[arg-type] # a run of classes has labels
+        held_out=(held_inputs, held.targets),
         models=shadows,
         seed=seed,
         folder=folder / "shadows",
