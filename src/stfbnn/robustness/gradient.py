@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stfbnn.baselines.predictor import require_count
+from stfbnn.draws import chunk_rows
 from stfbnn.errors import InputError
 from stfbnn.predictive.weighting import log_average
 from stfbnn.progress import progress_bar
@@ -46,7 +47,7 @@ class GradientAttack:
     The result is the best point that the attacker saw. One that sees the deployed members takes the best of the clean input
     and all iterates, by the margin of their average. Another takes the last iterate, of several restarts the one of the largest
     margin under 32 members of its own. Results do not depend on the batch size but for rounding, and on no global generator;
-    dropout is an exception, since an example's masks follow from its place in a batch.
+    dropout is an exception, since an example's masks follow from its place in a chunk: there the chunks are those of ``predict``.
 
     Attributes:
         steps: Of each restart.
@@ -130,7 +131,8 @@ class GradientAttack:
             self.loss if self.objective is None else "ce", check_attacked(victim, inputs, targets, threat)
         )
         climb = _Climb(self, victim, inputs.detach(), targets, threat, seed)
-        batches = torch.split(torch.arange(len(inputs)), self.batch_size)
+        size = chunk_rows(inputs, victim.device) if victim.by_place else self.batch_size
+        batches = torch.split(torch.arange(len(inputs)), size)
         with progress_bar(self.name, self.restarts * len(batches) * self.steps, progress) as bar:
             for restart in range(self.restarts):
                 starts = climb.starts(restart)

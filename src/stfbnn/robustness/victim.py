@@ -62,9 +62,12 @@ class Victim(ABC):
 
     Attributes:
         random: Whether members are drawn, so that an attacker can draw others than the deployed ones.
+        by_place: Whether what a member says of an example depends on its place among others: gradient attacks then run the
+            very chunks of `predict`.
     """
 
     random: bool
+    by_place: bool = False
 
     def __init__(self, likelihood: Categorical, space: InputSpace, temperature: float, device: torch.device) -> None:
         self.likelihood, self.space, self.temperature, self.device = likelihood, space, temperature, device
@@ -210,6 +213,7 @@ class DropoutVictim(Victim):
     """
 
     random = True
+    by_place = True
 
     def __init__(self, predictor: MCDropout, space: InputSpace, temperature: float = 1.0) -> None:
         super().__init__(_require_classes(predictor.likelihood), space, temperature, module_device(predictor.model))
