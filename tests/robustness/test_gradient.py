@@ -402,8 +402,9 @@ def test_a_mixture_of_networks_is_attacked_through_all_of_them() -> None:
 
 def test_an_attack_that_knows_the_deployed_masks_is_judged_by_those_very_masks():
     attacked, (x, y) = dropout_victim(), unseen(300)
-    result = pgd(2, batch_size=7)(attacked, x, y, Threat(0.1))
-    # It keeps the best of the clean input and all iterates, by the margin that it sees: no row can be worse off than clean.
+    # So small a step that what helps under other masks often hurts under these.
+    result = fgsm(batch_size=7)(attacked, x, y, Threat(0.002))
+    # It keeps the better of the clean input and the step, by the margin that it sees: no row can be worse off than clean.
     before, after = margins(attacked, x, y), margins(attacked, result.inputs, y)
     assert bool((after >= before - 1e-9).all())
-    assert float((after - before).mean()) > 0.1
+    assert float((after - before).mean()) > 0.001

@@ -47,7 +47,7 @@ class GradientAttack:
     The result is the best point that the attacker saw. One that sees the deployed members takes the best of the clean input
     and all iterates, by the margin of their average. Another takes the last iterate, of several restarts the one of the largest
     margin under 32 members of its own. Results do not depend on the batch size but for rounding, and on no global generator;
-    dropout is an exception, since an example's masks follow from its place in a chunk: there the chunks are those of ``predict``.
+    dropout is an exception, since an example's masks follow from its place in a chunk: there the chunks are `predict`'s.
 
     Attributes:
         steps: Of each restart.
