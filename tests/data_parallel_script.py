@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 from stfbnn import bayesianize, fit
 from stfbnn.errors import InputError
 from stfbnn.likelihood import Gaussian
-from stfbnn.posterior import Mixture, PointMass
+from stfbnn.posterior import Mixture, PointMass, components_of
 
 NOISE, PRIOR_STD, COUNT, STEPS = 0.5, 0.8, 120, 40
 # Of these rows the first rank takes so many where the parts are unequal; the others have larger inputs.
 FIRST_PART = 90
+# Low-rank factors start at random, so that what rank 0 says decides.
+MIXTURE = Mixture(2, "low-rank", retrain_epochs=3, min_weight=0.0, max_excess=10.0)
 
 
 def regression():
@@ -137,6 +139,17 @@ def interrupted_and_resumed(folder):
     raise AssertionError("the run was not interrupted")
 
 
+def interrupted_mixture(folder):
+    """Stopped in the midst of the last component's inference, with the training data that far drawn."""
+    counting = Rows()
+    classes(folder / "counted", counting, posterior=MIXTURE)
+    try:
+        classes(folder, Rows(stop_at=counting.drawn - 16 - 5), posterior=MIXTURE)
+    except KeyboardInterrupt:
+        return classes(folder, posterior=MIXTURE)
+    raise AssertionError("the run was not interrupted")
+
+
 def columns(ranks):
     """Two columns of targets whose noise is learned, of weighted examples."""
     x, y = regression()
@@ -161,7 +174,14 @@ def result(bnn, run):
     figures = [
         (one.temperature, one.epoch, one.free_energy, one.nll, one.kl, one.held_out_nll or 0.0) for one in run.history
     ]
+    parts = components_of(bnn.posterior)
     return {
+        "means": torch.stack([part.mean_vector().detach() for part in parts]),
+        "stds": torch.stack([part.std_vector().detach() for part in parts]),
+        "components": [
+            (one.number, one.nll, one.held_out_nll, one.distance, one.disagreement, one.weight, one.reason)
+            for one in run.components
+        ],
         "mean": bnn.posterior.mean_vector().detach().clone(),
         "std": bnn.posterior.std_vector().detach().clone(),
         "posterior": bnn_state["posterior"],
@@ -201,7 +221,10 @@ def all_ranks(folder):
         "learned prior": classes(prior="empirical-bayes"),
         "filterwise": classes(posterior="filterwise"),
         "point mass": conjugate(2, engine="auto", posterior=PointMass(), epochs=2),
-        "mixture": refusal(lambda: classes(posterior=Mixture(2))),
+        "mixture": classes(posterior=MIXTURE),
+        "mixture resumed": interrupted_mixture(folder / "mixture"),
+        "points": classes(posterior=Mixture(2, "point", retrain_epochs=3, min_weight=0.0, max_excess=10.0)),
+        "exact mixture": conjugate(2, posterior=Mixture(2, min_weight=0.0, weighting="free-energy"), epochs=6),
         "list": refusal(lambda: fit(bayesianize(network(), Rows().x[:2]), [(Rows().x, Rows().y)], temperature=1.0)),
         "models": refusal(different_models),
     }

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
         DataError,
         InputError,
         LayerError,
+        LostRankError,
         ModelChangedError,
         NotFittedError,
         StfbnnError,
+        StorageError,
     )
     from stfbnn.estimators_sklearn import StfClassifier, StfRegressor
     from stfbnn.hub import from_pretrained, push_to_hub
@@ -83,6 +85,9 @@ if TYPE_CHECKING:
     from stfbnn.prior import GaussianPrior, Normal
     from stfbnn.threat import InputSpace, Threat
     from stfbnn.training import TrainRun, train
+    from stfbnn.trunk.mapped_weights import map_weights
+    from stfbnn.trunk.offloading import offload
+    from stfbnn.trunk.sharding import shard
 
 __version__ = "0.1.0"
 
@@ -101,9 +106,11 @@ _HOMES = {
         "DataError",
         "InputError",
         "LayerError",
+        "LostRankError",
         "ModelChangedError",
         "NotFittedError",
         "StfbnnError",
+        "StorageError",
     ),
     "estimators_sklearn": ("StfClassifier", "StfRegressor"),
     "hub": ("from_pretrained", "push_to_hub"),
@@ -157,6 +164,9 @@ _HOMES = {
     "prior": ("GaussianPrior", "Normal"),
     "threat": ("InputSpace", "Threat"),
     "training": ("TrainRun", "train"),
+    "trunk.mapped_weights": ("map_weights",),
+    "trunk.offloading": ("offload",),
+    "trunk.sharding": ("shard",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from stfbnn.errors import ArtifactError, InputError
-from stfbnn.files import atomic_path, sync_folder, write_text
+from stfbnn.files import atomic_path, storing, sync_folder, write_text
 
 CONFIG, TENSORS, CARD = "config.json", "posterior.safetensors", "README.md"
 FORMAT = "stfbnn-posterior"
@@ -137,6 +137,7 @@ def write_folder(
 
     Raises:
         InputError: See `check_target`.
+        StorageError: The disk is full, or the place cannot be written to.
     """
     data = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     file = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "tensors": tensor_specs(tensors)}
@@ -260,17 +261,18 @@ def check_target(directory: str | os.PathLike[str], overwrite: bool) -> Path:
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``target``; on success it takes its place, on any error it is removed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)
     temporary = target.with_name(f".{target.name}.{token}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        sync_folder(temporary)
-        _put_in_place(temporary, target, token)
-        sync_folder(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            sync_folder(temporary)
+            _put_in_place(temporary, target, token)
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, target: Path, token: str) -> None:

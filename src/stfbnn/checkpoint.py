@@ -27,11 +27,12 @@ import torch
 from torch import Tensor
 
 from stfbnn.errors import CheckpointError, InputError
-from stfbnn.files import atomic_path
+from stfbnn.files import atomic_path, storing
 
 _MAGIC = b"stfbnn-checkpoint-1\n"
 _LENGTH_BYTES = 8
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_PROBE_BYTES = 4096
 _HEADER_BYTES = len(_MAGIC) + _LENGTH_BYTES + _DIGEST_BYTES
 
 
@@ -49,6 +50,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], sign
     Raises:
         InputError: ``state`` holds something else, or ``signature`` is not JSON. Nothing has been written then.
         CheckpointError: ``path`` is a folder.
+        StorageError: It cannot be written, such as on a full disk; ``path`` and the previous one are as they were.
     """
     target = Path(path)
     _refuse_folder(target)
@@ -57,13 +59,14 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any], sign
     torch.save(content, buffer)
     payload = buffer.getbuffer()
     header = _MAGIC + len(payload).to_bytes(_LENGTH_BYTES, "little") + hashlib.sha256(payload).digest()
-    _remove_leftovers(target)
-    with atomic_path(target) as temporary:
-        with temporary.open("wb") as file:
-            file.write(header)
-            file.write(payload)
-        if target.exists() and _damage(target) is None:
-            _copy(target, previous_path(target))
+    with storing(target):
+        _remove_leftovers(target)
+        with atomic_path(target) as temporary:
+            with temporary.open("wb") as file:
+                file.write(header)
+                file.write(payload)
+            if target.exists() and _damage(target) is None:
+                _copy(target, previous_path(target))
 
 
 def prepare_checkpoint(path: str | os.PathLike[str], signature: Mapping[str, Any]) -> None:
@@ -78,10 +81,14 @@ def prepare_checkpoint(path: str | os.PathLike[str], signature: Mapping[str, Any
     _refuse_folder(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
+        with tempfile.TemporaryFile(dir=target.parent) as probe:
+            # A full disk takes a file, but nothing into it.
+            probe.write(bytes(_PROBE_BYTES))
     except OSError as error:
-        raise CheckpointError(f"no checkpoint can be written to {target.parent}: {error}") from error
+        raise CheckpointError(
+            f"no checkpoint can be written to {target.parent}: {error.strerror or error}; make it writable, free some space, "
+            f"or give another path"
+        ) from error
 
 
 def load_checkpoint(path: str | os.PathLike[str], signature: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -30,8 +30,16 @@ class DataError(StfbnnError, ValueError):
 
 
 class ArtifactError(StfbnnError, ValueError):
-    """A saved posterior is damaged, of an unknown format, or belongs to another model."""
+    """A saved posterior, or a file of weights, is damaged, of an unknown format, or belongs to another model."""
 
 
 class CheckpointError(StfbnnError, ValueError):
     """A checkpoint is damaged, or was written by a run with other settings."""
+
+
+class StorageError(StfbnnError, OSError):
+    """A file could not be written: the disk is full, the folder cannot be written to, or the like."""
+
+
+class LostRankError(StfbnnError, RuntimeError):
+    """Another process of the same run has ended, or its machine could not be reached in time."""

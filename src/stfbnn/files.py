@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -10,6 +11,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from stfbnn.errors import StorageError
+
+
+@contextmanager
+def storing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says when something cannot be written into an error that names it and what to do.
+
+    Args:
+        path: What the block is to bring about, whatever the names of the temporary files on the way to it.
+
+    Raises:
+        StorageError: The block raised an `OSError`. Of blocks within each other the outermost is what the user asked for.
+    """
+    try:
+        yield
+    except OSError as raised:
+        error = raised.__cause__ if isinstance(raised, StorageError) else raised
+        assert isinstance(error, OSError)  # noqa: S101 - said for the type checker; from the line below
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"{path} cannot be written: {reason}; {_remedy(error)}. What was there before is as it was"
+        ) from error
 
 
 @contextmanager
@@ -23,8 +47,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         The path to write to, in the same folder (so that the final rename stays on one file system).
+
+    Raises:
+        StorageError: It cannot be written, such as on a full disk or in a folder without permission.
     """
-    target = Path(path)
+    with storing(path), _replacing(Path(path)) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     os.close(handle)
@@ -73,6 +105,14 @@ def plain(value: Any) -> Any:
         return str(value)
     # Without an import of torch, which takes seconds that a command's --help should not.
     return plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some space there, or raise the limit, and run again; or give another place"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "make the folder writable, or give another place"
+    return "see to that and run again, or give another place"
 
 
 def _umask() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from lightning_fabric import Fabric
@@ -16,7 +17,9 @@ from torch.distributed import is_available, is_torchelastic_launched
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from stfbnn.errors import InputError
+from stfbnn.processes import TIMEOUT
 from stfbnn.randomness import derive_seed
+from stfbnn.rendezvous import connect, has_kept_store
 
 
 def is_started_as_rank() -> bool:
@@ -40,6 +43,9 @@ def launched_fabric(
         num_nodes: Machines; taken from the launcher where that is ``torchrun``.
         precision: One of Fabric's names.
 
+    A rank waits half an hour for the others, or as many seconds as ``STFBNN_RANK_TIMEOUT`` says in the environment, or what a
+    strategy says that is an object.
+
     Raises:
         InputError: They cannot be used here, or the strategy does not keep the whole model on every rank.
     """
@@ -51,9 +57,10 @@ def launched_fabric(
             num_nodes = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
     elif devices == "auto":
         devices = 1
+    patient = _patient(strategy, num_nodes > 1 or devices not in (1, "1"))
     try:
         fabric = Fabric(
-            accelerator=accelerator, devices=devices, strategy=strategy, num_nodes=num_nodes, precision=precision
+            accelerator=accelerator, devices=devices, strategy=patient, num_nodes=num_nodes, precision=precision
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise InputError(
@@ -68,12 +75,33 @@ def launched_fabric(
     if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
         raise InputError(
             f"strategy {type(fabric.strategy).__name__} is not supported, for the whole model must be on every rank; "
-            f'use "auto", "ddp" or "ddp_find_unused_parameters_true"'
+            f'use "auto", "ddp" or "ddp_find_unused_parameters_true", and stfbnn.shard to share out the trunk of stage two'
         )
     if os.environ.get("LT_CLI_USED", "0") == "0":
+        if has_kept_store() and isinstance(fabric.strategy, DDPStrategy):
+            # Fabric then finds them connected.
+            connect(fabric.strategy)
         # Under `fabric run` Fabric has launched itself already, and refuses a second time.
         fabric.launch()
     return fabric
+
+
+def _patient(strategy: str | Strategy, several: bool) -> str | Strategy:
+    """A strategy by name as the object whose ranks wait for each other as long as the environment says, if it does.
+
+    Raises:
+        InputError: It says no number of seconds.
+    """
+    said = os.environ.get(TIMEOUT)
+    if said is None or not several or strategy not in ("auto", "ddp", "ddp_find_unused_parameters_true"):
+        return strategy
+    try:
+        timeout = timedelta(seconds=float(said))
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"the environment's {TIMEOUT} must be a number of seconds, but it is {said!r}") from error
+    if timeout <= timedelta(0):
+        raise InputError(f"the environment's {TIMEOUT} must be positive, but it is {said!r}")
+    return DDPStrategy(timeout=timeout, find_unused_parameters=strategy == "ddp_find_unused_parameters_true")
 
 
 def joined_fabric(

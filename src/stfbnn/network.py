@@ -31,6 +31,7 @@ from stfbnn.trunk import (
     inputs_left_alone,
     shared_copy,
 )
+from stfbnn.trunk.offloading import offloaded_trunk
 
 Weights = Literal["sample", "mean"]
 
@@ -157,7 +158,13 @@ class BayesianNetwork(nn.Module):
         if self._trunk_is_shared:
             # What moves or converts this network must not do so to the trunk of another.
             self.network, self._trunk_is_shared = shared_copy(self.network), False
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        offloaded = offloaded_trunk(self.network)
+        if offloaded is None:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            return self
+        with offloaded.left_behind(fn):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        offloaded.compute_on(self.device)
         return self
 
     @property
@@ -224,9 +231,12 @@ class BayesianNetwork(nn.Module):
         """Refuse to go on with a model that was changed since `bayesianize`.
 
         Raises:
-            ModelChangedError: A parameter or buffer of the user's model was written or replaced.
+            ModelChangedError: A parameter or buffer of the user's model was written or replaced, or the file of an offloaded
+                trunk was.
         """
         self._guard.check()
+        if (offloaded := offloaded_trunk(self.network)) is not None:
+            offloaded.file.check()
 
     def substitution(self, vector: Tensor, deviation: bool = False) -> dict[str, Tensor]:
         """The network's parameters that a weight vector (d,) stands for, by their full names, ready for a call.

@@ -6,18 +6,22 @@ of them talk to each other. One process is a run of one rank, for which nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from stfbnn.errors import StfbnnError
+from stfbnn.errors import LostRankError, StfbnnError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 T = TypeVar("T")
+
+# Environment: seconds that a rank waits for the others before it gives up; Fabric's own default is half an hour.
+TIMEOUT = "STFBNN_RANK_TIMEOUT"
 
 
 class Processes:
@@ -76,3 +80,23 @@ class Processes:
         if failure is not None:
             raise failure
         return value  # type: ignore[return-value]
+
+
+@contextmanager
+def naming_lost_ranks(processes: Processes) -> Iterator[None]:
+    """Say that it is another rank which fails, where a sum or a message fails because it has gone or cannot be reached.
+
+    Raises:
+        LostRankError: In place of what the means of communication raise.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo's errors have no class of their own, but name their place in its code.
+        if not processes.several or not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        raise LostRankError(
+            f"rank {processes.rank} of {processes.count} lost another rank, which has ended or whose machine cannot be reached "
+            f"({str(error).splitlines()[0]}); what ended it is in that rank's output. Start the run again with as many ranks, "
+            f"and it goes on from its checkpoint; {TIMEOUT} sets for how many seconds a rank waits for the others"
+        ) from error

@@ -10,19 +10,21 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import torch
 from lightning_fabric.strategies.strategy import Strategy
 from rich.table import Table
 from torch import Tensor, nn
 
 from stfbnn.adversarial_training import AdversarialTraining
 from stfbnn.batches import TARGET_KEY, WEIGHT_KEY, OutputFunction, module_device
-from stfbnn.checkpoint import load_checkpoint, save_checkpoint
+from stfbnn.checkpoint import load_checkpoint, prepare_checkpoint, save_checkpoint
 from stfbnn.errors import InputError
 from stfbnn.launching import launched_fabric
-from stfbnn.processes import Processes
+from stfbnn.processes import Processes, naming_lost_ranks
 from stfbnn.progress import progress_bar
 from stfbnn.provenance import Provenance, attach
 from stfbnn.randomness import derive_seed
@@ -145,7 +147,9 @@ def train(
     Raises:
         InputError: A setting or a batch is wrong (the first batch of both loaders is tried before training starts), or
             the loss became NaN or infinite.
-        CheckpointError: The checkpoint is damaged or belongs to a run with other settings.
+        CheckpointError: The checkpoint is damaged, belongs to a run with other settings, or cannot be written at all.
+        StorageError: A later one cannot be written, such as on a full disk; the one before it is whole.
+        LostRankError: Another rank has ended, or cannot be reached.
     """
     _check_settings(
         model,
@@ -169,8 +173,8 @@ def train(
             stacklevel=2,
         )
     fabric = launched_fabric(accelerator, devices, strategy, num_nodes, precision)
-    home = module_device(model)
-    try:
+    processes = Processes(fabric)
+    with naming_lost_ranks(processes), _taken_back(model, module_device(model)):
         run = TrainingLoop(
             fabric=fabric,
             model=model,
@@ -214,15 +218,16 @@ def train(
             "parameter shapes": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
         }
         stored = None
+        if checkpoint is not None:
+            processes.from_first(lambda: prepare_checkpoint(checkpoint, signature))
         if resume and checkpoint is not None:
-            stored = Processes(fabric).from_first(lambda: load_checkpoint(checkpoint, signature))
+            stored = processes.from_first(lambda: load_checkpoint(checkpoint, signature))
         if stored is not None:
             run.restore(stored)
 
         def save() -> None:
-            if checkpoint is not None and fabric.is_global_zero:
-                save_checkpoint(checkpoint, run.state(), signature)
-            fabric.barrier()
+            if checkpoint is not None:
+                processes.from_first(lambda: save_checkpoint(checkpoint, run.state(), signature))
 
         if stored is None:
             save()
@@ -235,13 +240,20 @@ def train(
                 if epoch % checkpoint_every == 0 or epoch == epochs:
                     save()
         chosen = run.finish()
-    finally:
-        model.to(home)
-        model.eval()
     provenance = run.seen.provenance.union(run.selected_on.provenance)
     attach(model, provenance)
     seconds = sum(record.seconds for record in run.history)
     return TrainRun(model, tuple(run.history), provenance, seconds, chosen)
+
+
+@contextmanager
+def _taken_back(model: nn.Module, home: torch.device) -> Iterator[None]:
+    """The model at the end where it was, in eval mode."""
+    try:
+        yield
+    finally:
+        model.to(home)
+        model.eval()
 
 
 def _check_settings(

@@ -174,14 +174,14 @@ class TrainingLoop:
         states = [generator.get_state() for generator in self._generators]
         self.module.eval()
         try:
-            self._look("training", self.loader)
+            self._settle_sums(self._look("training", self.loader))
             if self.val_loader is not None:
                 self._look("validation", self.val_loader)
         finally:
             for generator, state in zip(self._generators, states, strict=True):
                 generator.set_state(state)
 
-    def _look(self, what: str, loader: Iterable[Any]) -> None:
+    def _look(self, what: str, loader: Iterable[Any]) -> Batch:
         with seeded(self.seed, "first look"), torch.no_grad():
             batch = next(iter(loader), None)
             if batch is None:
@@ -194,6 +194,26 @@ class TrainingLoop:
             if self._adversarial is not None:
                 self._adversarial.check(first.inputs)
             self.objective.check(self._outputs(first.inputs), first.target, first.weight)
+        return first
+
+    def _settle_sums(self, batch: Batch) -> None:
+        """Go once through the network and back, of which nothing stays but the order in which gradients are summed.
+
+        DDP settles that order after its first pass. A run that goes on from a checkpoint would take its first step in another
+        order than one that was never stopped, and with three ranks or more the last digits of their sums would differ.
+        """
+        if self.fabric.world_size == 1:
+            return
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.module.train()
+        try:
+            with seeded(self.seed, "first look"):
+                self.fabric.backward(self.objective(self._outputs(batch.inputs), batch.target, batch.weight))
+        finally:
+            self.module.eval()
+            self.model.zero_grad(set_to_none=True)
+            for buffer, before in buffers:
+                buffer.data.copy_(before)
 
     def epoch(self, epoch: int, reporter: Reporter, keep_best: bool) -> None:
         """Train for one epoch, validate, and add to the history.

@@ -15,4 +15,5 @@ def save_weights(model: nn.Module, path: Path) -> None:
     # Cloned, for safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
+        # Not by safetensors' own writing, whose errors do not tell a full disk from others.
+        temporary.write_bytes(safetensors.torch.save(tensors))

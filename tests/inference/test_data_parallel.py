@@ -16,6 +16,7 @@ import data_parallel_script
 from data_parallel_script import COUNT, NOISE, PRIOR_STD, regression
 from stfbnn.conversion import bayesianize
 from stfbnn.errors import CheckpointError, InputError
+from stfbnn.inference.components.scoring import training_nll
 from stfbnn.inference.estimators import AcrossRanks, SharedSample
 from stfbnn.inference.loaders import count_examples
 from stfbnn.inference.minibatch import MinibatchLoss
@@ -142,8 +143,34 @@ def test_a_step_sends_the_first_layers_numbers_alone(ranks):
     assert first["filterwise"]["bytes_per_step"] == 4 * (36 + 6 * 6 * 6 + 2)
 
 
+def test_every_component_of_a_mixture_is_fitted_by_all_ranks(ranks):
+    mean, std = exact()
+    found = ranks[0]["exact mixture"]
+    # There is one optimum, which both components find, the second one from a start of its own.
+    assert len(found["means"]) == 2
+    assert ((found["means"] - mean).abs() < 0.1 * std).all()
+    assert root_mean_square(found["stds"] / std - 1) < 0.03
+    # Their free energies are then equal, and so are their weights, which are exponentials of these times N.
+    assert [one[5] for one in found["components"]] == pytest.approx([0.5, 0.5], abs=0.1)
+    assert found["num_examples"] == COUNT
+
+
+def test_an_interrupted_mixture_goes_on_as_if_it_had_not_been(ranks):
+    straight, resumed = ranks[0]["mixture"], ranks[0]["mixture resumed"]
+    assert len(straight["components"]) == 2
+    assert straight["components"][1][3] > 0
+    # The bytes are those of component 0, for which no step was left to do.
+    assert equal(resumed, straight | {"bytes_per_step": 0})
+
+
+def test_an_ensemble_of_points_goes_through_on_several_ranks(ranks):
+    found = ranks[0]["points"]
+    assert [one[0] for one in found["components"]] == [0, 1]
+    assert sum(one[5] for one in found["components"]) == pytest.approx(1)
+    assert float(found["stds"].max()) == 0
+
+
 def test_what_several_ranks_cannot_do_is_refused(ranks):
-    assert "a mixture is fitted by one process" in ranks[0]["mixture"]
     assert "must be a torch DataLoader" in ranks[0]["list"]
     assert "the ranks have different models" in ranks[0]["models"]
 
@@ -355,3 +382,16 @@ def test_naming_the_device_changes_nothing_in_one_process():
         data_parallel_script.fit(bnn, [(x, y)], epochs=2, temperature=1.0, **options)
         found.append(bnn.posterior_state()["posterior"])
     assert equal(*found)
+
+
+def test_the_training_nll_of_two_parts_is_that_of_all_the_data():
+    x, y = linear(8, 3)
+    torch.manual_seed(0)
+    bnn = bayesianize(nn.Linear(3, 1, bias=False).double(), x[:2], prior=1.0)
+    settings = Gaussian(noise_std=0.5), "labels", 3, 0, "weights"
+    whole = training_nll(bnn, [(x, y[:, None])], *settings)
+    second = Recorded(1)
+    training_nll(bnn, [(x[5:], y[5:, None])], *settings, second)
+    assert float(second.given[0][1]) == 3
+    both = training_nll(bnn, [(x[:5], y[:5, None])], *settings, Recorded(0, second.given[0]))
+    assert both == pytest.approx(whole, rel=1e-12)

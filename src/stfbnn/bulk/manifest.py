@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from stfbnn.errors import CheckpointError
+from stfbnn.errors import CheckpointError, StorageError
 from stfbnn.files import plain, write_json
 from stfbnn.network import BayesianNetwork
 from stfbnn.trunk import fingerprint
@@ -48,7 +48,7 @@ class Manifest:
             entries = {"format": _FORMAT, "version": _VERSION, "library_version": library_version()}
             try:
                 write_json(path, {**entries, "settings": self.settings, "shards": self.shards})
-            except FileNotFoundError:
+            except StorageError:
                 # Another process has written it meanwhile, and cleared up below.
                 if not path.exists():
                     raise

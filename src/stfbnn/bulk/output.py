@@ -8,8 +8,10 @@ of what is done is needed, so none can disagree with the files.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stfbnn.errors import CheckpointError, DataError
-from stfbnn.files import atomic_path
+from stfbnn.files import atomic_path, storing
 from stfbnn.predictive import BernoulliPrediction, CategoricalPrediction, CustomPrediction, Prediction
 
 ROW = "row"
@@ -37,6 +39,9 @@ RESERVED = (
     "epistemic_std",
 )
 _KEY = b"stfbnn"
+# Parquet's own checksums leave out the pages' headers, of which a changed byte changes what is read.
+_CHECKSUM, _PREFIX = b"stfbnn.checksum", b"sha256:"
+_NO_DIGEST = _PREFIX + b"0" * 64
 
 
 @dataclass(frozen=True)
@@ -135,9 +140,10 @@ def write_part(
         shape = {} if values.ndim == 1 else {"shape": json.dumps(list(values.shape[1:]))}
         names.append(pa.field(name, array.type, metadata=shape))
         arrays.append(array)
-    metadata = {_KEY: json.dumps(asdict(mark)).encode()}
+    metadata = {_KEY: json.dumps(asdict(mark)).encode(), _CHECKSUM: _NO_DIGEST}
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(arrays, schema=pa.schema(names, metadata=metadata)), temporary)
+        _sign(temporary)
 
 
 def read_mark(path: Path) -> Mark:
@@ -146,20 +152,35 @@ def read_mark(path: Path) -> Mark:
     Raises:
         CheckpointError: It is damaged, or none of these files.
     """
-    import pyarrow as pa  # noqa: PLC0415 - optional
-    import pyarrow.parquet as pq  # noqa: PLC0415 - optional
-
-    try:
-        with pq.ParquetFile(path) as file:
-            mark = Mark(**json.loads(file.schema_arrow.metadata[_KEY]))
-            rows = file.metadata.num_rows
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged, or was not written by bulk prediction ({error}); delete it, and it is made anew"
-        ) from error
+    with _opened(path) as file:
+        mark = Mark(**json.loads(file.schema_arrow.metadata[_KEY]))
+        rows = file.metadata.num_rows
     if rows != mark.rows:
         raise CheckpointError(f"{path} has {rows} rows, but says {mark.rows}; delete it, and it is made anew")
     return mark
+
+
+def read_table(path: Path) -> Any:
+    """A file's rows as a ``pyarrow.Table``, without what it says of itself.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    require_whole(path)
+    with _opened(path) as file:
+        return file.read().replace_schema_metadata(None)
+
+
+def require_whole(path: Path) -> None:
+    """Compare a file, byte for byte, with what was written, as far as it says so: those of earlier versions do not.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    with _opened(path) as file:
+        said = file.metadata.metadata.get(_CHECKSUM)
+    if said is not None and said != _digest(path.read_bytes(), said):
+        raise CheckpointError(f"{path} is damaged: its checksum does not match; delete it, and it is made anew")
 
 
 def written(folder: Path, shard: int, name: str, run: str, identity: str) -> Written:
@@ -178,6 +199,7 @@ def written(folder: Path, shard: int, name: str, run: str, identity: str) -> Wri
                 f"the shard {name!r} has changed since {path} was written from it; predict into another folder, or delete "
                 f"that shard's files"
             )
+        require_whole(path)
         found = Written(found.parts + 1, found.rows + mark.rows, mark.last)
         if mark.last:
             break
@@ -186,14 +208,44 @@ def written(folder: Path, shard: int, name: str, run: str, identity: str) -> Wri
 
 def remove_parts(folder: Path, shard: int) -> None:
     """Delete a shard's files."""
-    for path in folder.glob(f"shard-{shard:06d}-*.parquet"):
-        path.unlink()
+    with storing(folder):
+        for path in folder.glob(f"shard-{shard:06d}-*.parquet"):
+            path.unlink()
 
 
 def remove_leftovers(folder: Path, shard: int) -> None:
     """Delete the half-written files that a killed run left of a shard."""
-    for path in folder.glob(f".shard-{shard:06d}-*.tmp"):
-        path.unlink(missing_ok=True)
+    with storing(folder):
+        for path in folder.glob(f".shard-{shard:06d}-*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _sign(path: Path) -> None:
+    """Put a file's checksum into it: the SHA-256 of its bytes with 64 zeros in the checksum's place."""
+    data = path.read_bytes()
+    with path.open("r+b") as file:
+        # The last place, for what the file says of itself follows its rows.
+        file.seek(data.rindex(_NO_DIGEST))
+        file.write(_digest(data, _NO_DIGEST))
+
+
+def _digest(data: bytes, said: bytes) -> bytes:
+    before, _, after = data.rpartition(said)
+    return _PREFIX + hashlib.sha256(before + _NO_DIGEST + after).hexdigest().encode()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    import pyarrow as pa  # noqa: PLC0415 - optional
+    import pyarrow.parquet as pq  # noqa: PLC0415 - optional
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, or was not written by bulk prediction ({error}); delete it, and it is made anew"
+        ) from error
 
 
 def _figure(values: Tensor) -> Any:

@@ -37,6 +37,7 @@ from stfbnn.draws import Draws, chunk_rows
 from stfbnn.errors import DataError, InputError
 from stfbnn.network import BayesianNetwork
 from stfbnn.progress import progress_bar
+from stfbnn.trunk.sharding import is_sharded
 
 # Batches of one shard that may wait for the network.
 QUEUED_BATCHES = 4
@@ -100,11 +101,17 @@ def predict_shards(
         NotFittedError: `fit` has not run.
         ModelChangedError: The user's model was changed since `bayesianize`.
         CheckpointError: The folder holds predictions of another posterior, seed or source, or a damaged file.
+        StorageError: A file cannot be written, such as on a full disk; those that are finished stay.
         DataError: A shard is missing, damaged, or holds NaN; the message names it, and the row.
-        InputError: An argument is wrong, or the source is empty.
+        InputError: An argument is wrong, the source is empty, or the trunk is sharded.
     """
     started = time.perf_counter()
     bnn.require_fitted()
+    if is_sharded(bnn.network):
+        raise InputError(
+            "the trunk is sharded among processes that compute only together, but each predicts shards of its own here: save "
+            "the posterior, and load it onto the whole model (map_weights and offload keep that out of memory)"
+        )
     for name, value in (("rows_per_shard", rows_per_shard), ("batch_size", batch_size), ("workers", workers)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a positive integer, but it is {value!r}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stfbnn.bulk.manifest import Manifest
-from stfbnn.bulk.output import part_path, read_mark
+from stfbnn.bulk.output import part_path, read_mark, read_table
 from stfbnn.errors import CheckpointError
 
 
@@ -59,7 +59,6 @@ class PredictedShards:
             CheckpointError: A file is damaged or of another run, or there is none.
         """
         import pyarrow as pa  # noqa: PLC0415 - optional
-        import pyarrow.parquet as pq  # noqa: PLC0415 - optional
 
         run = Manifest.read(self.folder).digest
         paths = self.files()
@@ -69,7 +68,7 @@ class PredictedShards:
         if other is not None:
             raise CheckpointError(f"{other} was written by a run with other settings than the folder's")
         # Columns of an empty shard may have no type, and are given that of the others.
-        tables = [pq.ParquetFile(path).read().replace_schema_metadata(None) for path in paths]
+        tables = [read_table(path) for path in paths]
         return pa.concat_tables(tables, promote_options="default")
 
     def _by_shard(self) -> dict[str, list[Path]]:

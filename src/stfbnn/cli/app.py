@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,7 @@ from stfbnn.cli import (
     predict,
     predict_shards,
     privacy,
+    ranks,
     train,
 )
 from stfbnn.cli.options import help_text
@@ -68,6 +70,12 @@ Exit codes:
 class CommandGroup(TyperGroup):
     """Runs the commands, and turns what they raise into one line and an exit code."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that was asked for, and refuse it where it is not for several processes."""
+        found = super().resolve_command(ctx, args)
+        ranks.require_shared(found[0])
+        return found
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         debug = bool(ctx.params.get("debug"))
@@ -75,17 +83,22 @@ class CommandGroup(TyperGroup):
             with _warnings_on_one_line():
                 return super().invoke(ctx)
         except StfbnnError as error:
-            _tell(error, debug)
+            ranks.tell_once(partial(_tell, error, debug))
             raise typer.Exit(FAILED) from error
         except OSError as error:
             # A reader that went away (such as `head`) is not a failure to report; typer knows what to do.
             if error.errno == errno.EPIPE:
                 raise
-            _tell(error, debug)
+            ranks.tell_once(partial(_tell, error, debug))
             raise typer.Exit(FAILED) from error
         except KeyboardInterrupt as error:
-            complain(str(error) if isinstance(error, Interrupted) else "interrupted")
+            ranks.tell_once(partial(complain, str(error) if isinstance(error, Interrupted) else "interrupted"))
             raise typer.Exit(INTERRUPTED) from error
+        except RuntimeError as error:
+            # A rank that another one's end has cut off.
+            if ranks.told():
+                raise typer.Exit(FAILED) from error
+            raise
 
 
 app = typer.Typer(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from stfbnn.cli import options as opt
+from stfbnn.cli import ranks
 from stfbnn.cli import record as rec
 from stfbnn.cli.output import Output, resumable
 from stfbnn.errors import InputError
@@ -24,12 +25,16 @@ wins. Without them T = 0.1 is taken, with a warning.
 The output folder gets the posterior (some kilobytes; the network itself is not copied), fit.json, which says where network
 and data are, and a checkpoint from which a killed run goes on with the same result.
 
+Started by torchrun, each process learns from its share of the data, with batches of --batch-size and draws of its own; RUN
+and the output folder are ones that all of them see.
+
 Examples:
     stfbnn fit run
     stfbnn fit run --tau held-out --epochs 20 -o run-20
     stfbnn fit run --engine bayes-by-backprop --temperature 1 -o run-bbb
     stfbnn fit --model my_nets:cnn --checkpoint cnn.pth --data mnist/ \\
         --hold-out 0.2 --hold-out-of test -o bayes
+    torchrun --nproc-per-node 4 --no-python stfbnn fit run
 """)
 
 _INFERENCE = opt.INFERENCE
@@ -147,7 +152,18 @@ def fit(
     patience: Annotated[int, typer.Option(help="Epochs without gain.", rich_help_panel=_INFERENCE)] = 3,
     samples: Annotated[int, typer.Option(help="Posterior draws of a held-out score.", rich_help_panel=_INFERENCE)] = 32,
     seed: opt.Seed = 0,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="bf16-mixed runs the network in bfloat16. Default: 32-true.",
+            rich_help_panel=_INFERENCE,
+            show_default=False,
+        ),
+    ] = None,
     device: opt.Device = "auto",
+    devices: opt.Devices = "auto",
+    num_nodes: opt.NumNodes = 1,
+    strategy: opt.Strategy = "auto",
     resume: opt.Resume = True,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -161,7 +177,6 @@ def fit(
     from stfbnn.inference.fit import fit as run_inference  # noqa: PLC0415
     from stfbnn.posterior import build_family  # noqa: PLC0415
 
-    out = Output(as_json)
     folder = output or run
     if folder is None:
         raise InputError("say where to put the posterior with --output")
@@ -184,22 +199,27 @@ def fit(
         "predictive_temperature": opt.parse_number_or_word("--tau", tau, ("held-out",)),
         "early_stop": early_stop,
         "engine_options": opt.parse_object("--engine-options", engine_options),
+        "precision": precision,
     }
     if temperatures is not None:
         chosen["temperatures"] = opt.parse_numbers("--temperatures", temperatures)
     family = build_family(posterior, opt.parse_object("--posterior-options", posterior_options))
     chosen_prior = opt.parse_prior(prior)
-    chosen_device = opt.pick_device(device)
-    check_target(folder / rec.POSTERIOR, overwrite=True)
+    group = ranks.join(device, devices, num_nodes, strategy)
+    if group.launched or strategy != "auto":
+        chosen |= group.settings
+    out = Output(as_json, silent=not group.first)
+    group.by_first(lambda: check_target(folder / rec.POSTERIOR, overwrite=True))
 
-    ready = stage_two.prepare(request, out.note)
+    ready = group.by_each(lambda: stage_two.prepare(request, out.note))
+    group.require_same("data", (ready.record.train_digest, ready.record.held_out_digest))
     if resume:
-        ready.record.refuse_other(folder / rec.FIT_RECORD)
+        group.by_first(lambda: ready.record.refuse_other(folder / rec.FIT_RECORD))
     out.note(ready.summary())
-    network = ready.network.to(chosen_device)
-    example = next(iter(sources.batches(ready.example, ready.record, len(ready.example))))[0].to(chosen_device)
+    network = ready.network.to(group.device)
+    example = next(iter(sources.batches(ready.example, ready.record, len(ready.example))))[0].to(group.device)
     bnn = bayesianize(network, example, layer=layer, posterior=family, prior=chosen_prior)
-    ready.record.write(folder / rec.FIT_RECORD)
+    group.by_first(lambda: ready.record.write(folder / rec.FIT_RECORD))
     state = folder / rec.FIT_CHECKPOINT
     with resumable(state):
         result = run_inference(
@@ -218,8 +238,13 @@ def fit(
             resume=resume,
             **chosen,
         )
-    posterior_folder = save(bnn, folder / rec.POSTERIOR, overwrite=True)
-    write_json(folder / rec.FIT_HISTORY, plain(result.as_dict()))
+
+    def saved() -> Path:
+        path = save(bnn, folder / rec.POSTERIOR, overwrite=True)
+        write_json(folder / rec.FIT_HISTORY, plain(result.as_dict()))
+        return path
+
+    posterior_folder = group.by_first(saved)
     findings = diagnose(bnn, result)
     counts = parameter_counts(bnn)
     out.show(result.table())
@@ -243,3 +268,4 @@ def fit(
             **result.as_dict(),
         }
     )
+    group.leave()

@@ -69,7 +69,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def save_seen(provenance: Provenance, path: Path) -> None:
     """Write which examples a network was trained on, as hashes, atomically."""
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file({"seen": provenance.to_tensor()}, temporary)
+        temporary.write_bytes(safetensors.torch.save({"seen": provenance.to_tensor()}))
 
 
 def attach_seen(model: nn.Module, path: Path) -> None:

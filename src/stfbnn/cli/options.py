@@ -88,6 +88,18 @@ Seed = Annotated[int, typer.Option(help="Everything random follows from it.", ri
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto for the best there is.", rich_help_panel=RUN)
 ]
+Devices = Annotated[
+    str,
+    typer.Option(
+        help="Processes on each machine, each with a device of --device's kind; auto is what torchrun started, or 1.",
+        rich_help_panel=RUN,
+    ),
+]
+NumNodes = Annotated[int, typer.Option(help="Machines; under torchrun what it started.", rich_help_panel=RUN)]
+Strategy = Annotated[
+    str,
+    typer.Option(help="Of several processes: auto, ddp or ddp_find_unused_parameters_true.", rich_help_panel=RUN),
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -218,6 +230,19 @@ def parse_prior(text: str | None) -> float | str | dict[str, Any] | None:
     if text is not None and text.lstrip().startswith("{"):
         return parse_object("--prior", text)
     return parse_number_or_word("--prior", text, ("rms", "rms-per-parameter", "pretrained", "empirical-bayes"))
+
+
+def parse_devices(text: str) -> int | None:
+    """``--devices``: a number, or None for ``"auto"``.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--devices must be auto or a number of processes, but it is {text!r}")
+    return int(text)
 
 
 def pick_device(name: str) -> Any:

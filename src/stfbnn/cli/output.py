@@ -27,19 +27,22 @@ class Output:
 
     Args:
         as_json: Print one JSON object at the end and nothing else to standard output.
+        silent: Write nothing at all; for a rank that another one speaks for.
     """
 
-    def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
+    def __init__(self, as_json: bool, silent: bool = False) -> None:
+        self._as_json, self._silent = as_json, silent
 
     def note(self, text: str) -> None:
         """Say what is being done, on standard error."""
+        if self._silent:
+            return
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
     def show(self, what: Table | str) -> None:
         """Print a part of the result for a person; nothing with ``--json``."""
-        if self._as_json:
+        if self._as_json or self._silent:
             return
         from rich.console import Console  # noqa: PLC0415 - slow, not needed for --help
 
@@ -52,7 +55,7 @@ class Output:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Print the result for a program, with ``--json``."""
-        if self._as_json:
+        if self._as_json and not self._silent:
             sys.stdout.write(json.dumps(plain(result), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 

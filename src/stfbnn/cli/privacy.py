@@ -159,10 +159,9 @@ def _with_shadows(
     chosen = hold_out(parts.train, count, seed)[1] if count < len(parts.train) else parts.train
     inputs, held_inputs = (normalise(part.inputs, record.mean, record.std) for part in (chosen, held))
     labels = chosen.targets
-    assert record.training is not None  # noqa: S101 - training_options refuses that
     assert labels is not None  # noqa: S101 - a run of classes has labels
     assert held.targets is not None  # noqa: S101 - likewise
-    batch_size = record.training["batch_size"]
+    batch_size = stage_one.batch_size(record)
 
     def make_model() -> Any:
         return factories.build(record.model.factory, record.model.arguments, {})[0]

@@ -29,12 +29,7 @@ def training_options(record: Record) -> dict[str, Any]:
     Raises:
         InputError: The network was trained elsewhere, so that nothing says how.
     """
-    training = record.training
-    if training is None:
-        raise InputError(
-            "nothing says how this network was trained, so that it cannot be trained again on other examples; train it with "
-            "`stfbnn train`"
-        )
+    training = _training(record)
     options = {name: training[name] for name in _SAME}
     if training["adversarial"] is not None:
         options["adversarial"] = AdversarialTraining(
@@ -43,6 +38,25 @@ def training_options(record: Record) -> dict[str, Any]:
     return options
 
 
+def batch_size(record: Record) -> int:
+    """Examples of one batch: of all ranks that took part, for another training is by one process.
+
+    Raises:
+        InputError: As for `training_options`.
+    """
+    training = _training(record)
+    return int(training["batch_size"]) * int(training.get("ranks", 1))
+
+
 def input_space(record: Record, lower: float = 0.0, upper: float = 1.0) -> InputSpace:
     """Where a run's inputs live: images in [0, 1], and how they are normalised."""
     return InputSpace(lower, upper, record.mean, record.std)
+
+
+def _training(record: Record) -> dict[str, Any]:
+    if record.training is None:
+        raise InputError(
+            "nothing says how this network was trained, so that it cannot be trained again on other examples; train it with "
+            "`stfbnn train`"
+        )
+    return record.training

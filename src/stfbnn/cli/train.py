@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stfbnn.cli import options as opt
+from stfbnn.cli import ranks
 from stfbnn.cli import record as rec
 from stfbnn.cli.output import Output, resumable
 from stfbnn.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 HELP = opt.help_text("""
 Train an ordinary network (stage one), for those who have none yet.
@@ -20,12 +24,16 @@ A part of the training data is held out before training starts; `stfbnn fit` cho
 because the network has never seen it. What was done is written to run.json in the output folder, where `fit` picks it up.
 Run again after a kill, the same command goes on from the last epoch, with the same result.
 
+Started by torchrun, each process learns from its share of the data, with batches of --batch-size of its own; the output
+folder is one that all of them see.
+
 Examples:
     stfbnn train --data digits -o run
     stfbnn train --data photos/ --image-size 64 --model my_nets:cnn -o run
     stfbnn train --data table.csv --target price -o run
     stfbnn train --data cifar10/ --model stfbnn.models:resnet20 \\
         --optimizer sgd --lr 0.1 --epochs 100 -o run
+    torchrun --nproc-per-node 4 --no-python stfbnn train --data photos/ -o run
 
 Built in are stfbnn.models:mlp (also for tables and numbers to predict), :lenet and :resnet20.
 """)
@@ -86,6 +94,9 @@ def train(
     ] = "32-true",
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
+    devices: opt.Devices = "auto",
+    num_nodes: opt.NumNodes = 1,
+    strategy: opt.Strategy = "auto",
     resume: opt.Resume = True,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -97,7 +108,6 @@ def train(
     from stfbnn.training import train as run_training  # noqa: PLC0415
     from stfbnn.weights_file import save_weights  # noqa: PLC0415
 
-    out = Output(as_json)
     choice = opt.data_choice(data, kind, target, task, image_size, split, limit)
     if choice is None or model is None:
         raise InputError("say what to train on with --data: a file, a folder, or 'digits'")
@@ -105,7 +115,7 @@ def train(
     held = rec.HoldOut(share, seed) if share else None
     arguments = opt.parse_object("--model-args", model_args)
     numbers = opt.parse_numbers("--mean", mean), opt.parse_numbers("--std", std)
-    training = {
+    training: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
         "optimizer": optimizer,
@@ -120,17 +130,29 @@ def train(
         "adversarial": adversarial,
         "adversarial_steps": adversarial_steps,
     }
-    chosen = opt.pick_device(device)
+    group = ranks.join(device, devices, num_nodes, strategy, precision)
+    if group.count > 1:
+        training["ranks"] = group.count
+    out = Output(as_json, silent=not group.first)
 
-    parts = sources.divide(sources.read(choice), held)
+    def prepared() -> tuple[sources.Sources, nn.Module, rec.Record]:
+        parts = sources.divide(sources.read(choice), held)
+        with seeded(seed, "model"):
+            network, given = factories.build(model, arguments, sources.offered(parts))
+        weights = rec.ModelChoice(model, given, str(output / rec.WEIGHTS))
+        record = sources.record_of(choice, held, parts, numbers, weights)
+        return parts, network, replace(record, training=training)
+
+    parts, network, record = group.by_each(prepared)
+    group.require_same("data", (record.train_digest, record.held_out_digest))
     out.note(parts.summary())
-    with seeded(seed, "model"):
-        network, given = factories.build(model, arguments, sources.offered(parts))
-    weights = rec.ModelChoice(model, given, str(output / rec.WEIGHTS))
-    record = replace(sources.record_of(choice, held, parts, numbers, weights), training=training)
-    if resume:
-        record.refuse_other(output / rec.TRAIN_RECORD)
-    record.write(output / rec.TRAIN_RECORD)
+
+    def recorded() -> None:
+        if resume:
+            record.refuse_other(output / rec.TRAIN_RECORD)
+        record.write(output / rec.TRAIN_RECORD)
+
+    group.by_first(recorded)
     checkpoint = output / rec.TRAIN_CHECKPOINT
     options = stage_one.training_options(record)
     with resumable(checkpoint):
@@ -138,17 +160,20 @@ def train(
             network,
             sources.batches(parts.train, record, batch_size, shuffle=True),
             val_loader=None if parts.held_out is None else sources.batches(parts.held_out, record, batch_size),
-            accelerator=chosen.type,
-            devices=1 if chosen.index is None else [chosen.index],
             seed=seed,
             checkpoint=checkpoint,
             resume=resume,
+            **group.settings,
             **options,
         )
-    save_weights(network, output / rec.WEIGHTS)
-    networks.save_seen(run.provenance, output / rec.SEEN)
     epochs_done = [vars(one) for one in run.history]
-    write_json(output / rec.HISTORY, plain({"seconds": run.seconds, "epochs": epochs_done}))
+
+    def saved() -> None:
+        save_weights(network, output / rec.WEIGHTS)
+        networks.save_seen(run.provenance, output / rec.SEEN)
+        write_json(output / rec.HISTORY, plain({"seconds": run.seconds, "epochs": epochs_done}))
+
+    group.by_first(saved)
     out.show(run.table())
     out.show(f"\nThe network is in {output / rec.WEIGHTS}; go on with: stfbnn fit {output}")
     out.finish(
@@ -162,3 +187,4 @@ def train(
             "seconds": run.seconds,
         }
     )
+    group.leave()

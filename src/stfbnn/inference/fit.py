@@ -30,7 +30,8 @@ from stfbnn.likelihood import LikelihoodLike
 from stfbnn.mixed_precision import Precision
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import MixturePosterior, PointMassPosterior, components_of
-from stfbnn.processes import Processes
+from stfbnn.processes import Processes, naming_lost_ranks
+from stfbnn.trunk.sharding import EvenBatches, is_sharded
 
 
 def fit(
@@ -79,7 +80,8 @@ def fit(
     rank ends with the same posterior. Each learns from its own part of the data, with draws of its own; a step averages the
     gradients and the curvature over the ranks, by the number of their examples, so the loader's batch size is per rank. N is
     that of all ranks, held-out data are read whole by each, and rank 0 alone writes and reads the checkpoint. For one number
-    of ranks the result is the same every time; another number gives other draws. Mixtures are fitted by one process.
+    of ranks the result is the same every time; another number gives other draws. All ranks take part in each component of a
+    mixture. Each has the whole network, unless `shard` shared out its trunk.
 
     Args:
         bnn: The network, from `bayesianize`.
@@ -130,7 +132,9 @@ def fit(
     Raises:
         InputError: An argument, a batch or the held-out data are not usable; raised before the first step where possible.
         ModelChangedError: The user's model was changed since `bayesianize`.
-        CheckpointError: The checkpoint is damaged or of a run with other settings.
+        CheckpointError: The checkpoint is damaged, of a run with other settings, or cannot be written at all.
+        StorageError: A later one cannot be written, such as on a full disk; the one before it is whole.
+        LostRankError: Another rank has ended, or cannot be reached.
     """
     require_count(epochs=epochs, patience=patience, val_samples=val_samples, num_nodes=num_nodes)
     if num_examples is not None:
@@ -155,11 +159,13 @@ def fit(
     fabric = joined_fabric(accelerator, devices, strategy, num_nodes)
     processes, part = Processes(fabric), train_loader
     if fabric is not None and processes.several:
-        if isinstance(bnn.posterior, MixturePosterior):
-            raise InputError("a mixture is fitted by one process, but there are several: call fit without torchrun")
         require_same_network(bnn, processes)
         part = sharded(fabric, train_loader, seed)
-    with computing_on(bnn, fabric), bnn.computing_in(precision):
+    if is_sharded(bnn.network):
+        if not processes.several:
+            raise InputError("the trunk is sharded among several processes: call fit in all of them, as shard was")
+        part = EvenBatches(part, processes, target_key, weight_key)
+    with naming_lost_ranks(processes), computing_on(bnn, fabric), bnn.computing_in(precision):
         run = Run(bnn, train_loader, likelihood, seed, target_key, schedule, progress, weight_key, processes, part)
         if predictive_temperature != 1 and not run.likelihood.has_logits:
             raise InputError("a predictive temperature belongs to a classification; leave predictive_temperature at 1")

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from stfbnn.posterior import Mixture, MixturePosterior, PointMassPosterior, Post
 from stfbnn.predictive import Prediction
 from stfbnn.predictive.weighting import mean_over_examples
 from stfbnn.randomness import derive_seed
+from stfbnn.trunk.sharding import found_by_first
 
 # Retraining takes about so many steps where the recipe does not say how many epochs.
 _RETRAINING_STEPS = 250
@@ -73,6 +75,9 @@ class MixtureFit:
     Component 0 starts from the trained weights and settles what all share: T, the prior's scale where it is learned, and the
     likelihood's noise. Every other one is retrained from a start of its own and then inferred at that T.
 
+    All ranks take part in every component, as in a single posterior. Where a component starts, and which weights they have, is
+    what rank 0 says.
+
     Args:
         lead: The run of component 0, which has looked at the data.
         choices: What `fit` was asked for, for the checkpoints.
@@ -107,8 +112,8 @@ class MixtureFit:
 
     def run(self) -> FitRun:
         """Infer all components, weigh them, and put the mixture of those that are kept into the network."""
-        if self._checkpoint is not None and not (self._resume and Path(self._checkpoint).exists()):
-            self._forget_others(self._checkpoint)
+        if self._checkpoint is not None:
+            self._lead.processes.from_first(partial(self._forget_others, self._checkpoint))
         first, *rest = components_of(self._bnn.posterior)
         components = [self._first(first)]
         components += [self._further(number, len(rest)) for number in range(1, len(rest) + 1)]
@@ -126,7 +131,7 @@ class MixtureFit:
         if isinstance(posterior, PointMassPosterior):
             # The trained weights as they are.
             lead.save()
-            nll = training_nll(bnn, lead.loader, lead.likelihood, lead.target_key, 1, lead.seed, lead.weight_key)
+            nll = self._training_nll(posterior, 1, lead.seed)
             penalty = -float(bnn.prior.log_prob(posterior.loc.detach())) * self._temperature / lead.num_examples
             return Component(0, "trained", posterior, (), (), nll, nll + penalty, 0.0, look)
         lead.infer(self._predictive_temperature, self._early_stop, self._patience)
@@ -140,7 +145,8 @@ class MixtureFit:
         lead, bnn, recipe = self._lead, self._bnn, self._recipe
         seed = derive_seed(lead.seed, "component", number)
         title = f"component {number} of {last}"
-        point = PointMassPosterior(bnn.layout, start_vector(bnn, recipe, seed))
+        start = lead.processes.from_first(lambda: start_vector(bnn, recipe, seed).cpu())
+        point = PointMassPosterior(bnn.layout, start.to(bnn.device))
         retraining = lead.follower(derive_seed(seed, "retraining"), self._temperature, f"{title}: retrain")
         bnn.posterior = point
         fewest, most = _RETRAINING_EPOCHS
@@ -158,6 +164,10 @@ class MixtureFit:
             end = course[-1]
             return Component(number, recipe.start, point, course, (), end.nll, end.free_energy, seconds, 0.0)
         posterior = family.build(bnn.layout, point.loc.detach(), bnn.prior)
+        if lead.processes.several:
+            # A family that starts at random does so differently on every rank.
+            state = {name: value.cpu() for name, value in posterior.state_dict().items()}
+            posterior.load_state_dict(lead.processes.from_first(lambda: state))
         inference = lead.follower(seed, self._temperature, f"{title}: infer")
         bnn.posterior = posterior
         epochs = recipe.inference_epochs or int(self._choices["epochs"])
@@ -187,7 +197,9 @@ class MixtureFit:
         return look
 
     def _forget_others(self, checkpoint: str | os.PathLike[str]) -> None:
-        """Remove what an earlier run left beside a checkpoint that is begun anew."""
+        """Remove what an earlier run left beside a checkpoint, if that is begun anew."""
+        if self._resume and Path(checkpoint).exists():
+            return
         for number in range(1, self._recipe.components):
             for kind in ("retraining", "component"):
                 file = _beside(checkpoint, kind, number)
@@ -196,20 +208,29 @@ class MixtureFit:
 
     def _combine(self, components: list[Component]) -> tuple[float | None, tuple[ComponentRecord, ...]]:
         """Weigh the components, and put the mixture of those that are kept into the network."""
+        energies = self._free_energies(components) if self._recipe.weighting == "free-energy" else None
+        # By the first rank alone: what ranks on machines of different kinds find may differ in its last digits.
+        judge = partial(self._judge, components, energies)
+        choice, self._tau, held_out_nll, records = found_by_first(self._bnn.network, self._lead.processes, judge)
+        self._install(components, choice)
+        return held_out_nll, records
+
+    def _judge(
+        self, components: list[Component], energies: Tensor | None
+    ) -> tuple[Choice, float, float | None, tuple[ComponentRecord, ...]]:
+        """The components' weights, τ, the held-out NLL of the mixture, and what is told of each component."""
         held_out = self._lead.held_out
         predictions: list[Prediction] = []
         held_out_nll: float | None = None
         scores: list[float | None] = [None] * len(components)
         if held_out is None:
-            choice = self._weigh(components, None)
-            self._install(components, choice)
+            choice = self._weigh(components, energies, None)
         else:
-            predictions, logs, choice = self._weigh_at(components, held_out)
-            self._install(components, choice)
+            predictions, logs, choice = self._weigh_at(components, energies, held_out)
             if self._predictive_temperature == "held-out":
-                self._tau = held_out.best_predictive_temperature()
-                predictions, logs, choice = self._weigh_at(components, held_out)
                 self._install(components, choice)
+                self._tau = held_out.best_predictive_temperature()
+                predictions, logs, choice = self._weigh_at(components, energies, held_out)
             scores = (-mean_over_examples(logs, held_out.weights)).tolist()
             mixed = (logs[choice.kept] + choice.weights[choice.kept].log().unsqueeze(1)).logsumexp(dim=0)
             held_out_nll = -float(mean_over_examples(mixed, held_out.weights))
@@ -218,7 +239,7 @@ class MixtureFit:
                     f"{logs.shape[1]} held-out examples are few for the weights of {len(components)} components: they are "
                     f"noisy, and flattered by about {(len(components) - 1) / (2 * logs.shape[1]):.3f} nats per example; hold "
                     f'out more, or take posterior=stfbnn.Mixture(…, weighting="equal")',
-                    stacklevel=4,
+                    stacklevel=6,
                 )
         counted = None if held_out is None else held_out.counted
         records = tuple(
@@ -238,32 +259,36 @@ class MixtureFit:
             )
             for one in components
         )
-        return held_out_nll, records
+        return choice, self._tau, held_out_nll, records
 
-    def _weigh_at(self, components: list[Component], held_out: HeldOut) -> tuple[list[Prediction], Tensor, Choice]:
+    def _weigh_at(
+        self, components: list[Component], energies: Tensor | None, held_out: HeldOut
+    ) -> tuple[list[Prediction], Tensor, Choice]:
         """Every component's held-out predictions at τ, their log densities (K, N), and the weights by them."""
         predictions = []
         for one in components:
             self._bnn.posterior = one.posterior
             predictions.append(held_out.predict(self._tau, share=_SCORE_SHARE))
         logs = torch.stack([held_out.log_density(prediction) for prediction in predictions])
-        return predictions, logs, self._weigh(components, logs, held_out.weights)
+        return predictions, logs, self._weigh(components, energies, logs, held_out.weights)
 
     def _weigh(
-        self, components: list[Component], log_densities: Tensor | None, example_weights: Tensor | None = None
+        self,
+        components: list[Component],
+        energies: Tensor | None,
+        log_densities: Tensor | None,
+        example_weights: Tensor | None = None,
     ) -> Choice:
-        recipe, lead = self._recipe, self._lead
-        if recipe.weighting == "free-energy":
-            return weigh_by_free_energy(
-                self._free_energies(components), lead.num_examples, self._temperature, recipe.min_weight
-            )
+        recipe = self._recipe
+        if energies is not None:
+            return weigh_by_free_energy(energies, self._lead.num_examples, self._temperature, recipe.min_weight)
         if log_densities is None:
             if recipe.weighting == "held-out":
                 warnings.warn(
                     f"nothing is held out to weigh the components: those whose training objective is within "
                     f"{recipe.max_excess:g} nats per example of the best have equal weights; pass val_loader= (data that no "
                     f'stage has seen), or weighting="equal" if that is meant',
-                    stacklevel=5,
+                    stacklevel=7,
                 )
             reached = torch.tensor([one.free_energy for one in components], dtype=torch.float64)
             return weigh_equally(reached, recipe.max_excess, "training objective")
@@ -274,22 +299,19 @@ class MixtureFit:
 
     def _free_energies(self, components: list[Component]) -> Tensor:
         """F_k, for which the epochs' own averages are too stale: the weights are an exponential of N F_k."""
-        lead, bnn = self._lead, self._bnn
+        lead, prior = self._lead, self._bnn.prior
+        seed = derive_seed(lead.seed, "weights")
         found = []
         for one in components:
-            bnn.posterior = one.posterior
-            nll = training_nll(
-                bnn,
-                lead.loader,
-                lead.likelihood,
-                lead.target_key,
-                _FREE_ENERGY_DRAWS,
-                derive_seed(lead.seed, "weights"),
-                lead.weight_key,
-            )
-            penalty = float(one.posterior.kl(bnn.prior).detach()) * self._temperature / lead.num_examples
-            found.append(nll + penalty)
+            penalty = float(one.posterior.kl(prior).detach()) * self._temperature / lead.num_examples
+            found.append(self._training_nll(one.posterior, _FREE_ENERGY_DRAWS, seed) + penalty)
         return torch.tensor(found, dtype=torch.float64)
+
+    def _training_nll(self, posterior: Posterior, samples: int, seed: int) -> float:
+        lead = self._lead
+        self._bnn.posterior = posterior
+        settings = lead.target_key, samples, seed, lead.weight_key, lead.processes
+        return training_nll(self._bnn, lead.loader, lead.likelihood, *settings)
 
     def _install(self, components: list[Component], choice: Choice) -> None:
         kept = [components[number].posterior for number in choice.kept]

@@ -35,6 +35,7 @@ from stfbnn.processes import Processes
 from stfbnn.progress import progress_bar
 from stfbnn.provenance import Provenance
 from stfbnn.randomness import generator, seeded
+from stfbnn.trunk.sharding import found_by_first
 
 
 class Run:
@@ -146,7 +147,8 @@ class Run:
         if self.held_out is not None and not self.follows:
             # The survey has set a noise that is learned, and the posterior's mean is still at the trained weights.
             score = partial(self.held_out.nll, weights="mean")
-            self.network_nll = self.processes.from_first(score) if saved is None else saved["network_nll"]
+            first = partial(found_by_first, self.bnn.network, self.processes)
+            self.network_nll = first(score) if saved is None else saved["network_nll"]
         # Every temperature starts from here.
         several = len(self.schedule) > 1
         self.origin = {**self.snapshot(), "engine": copy.deepcopy(self.engine.state())} if several else None
@@ -294,7 +296,7 @@ class Run:
     def _watch(self, early_stop: EarlyStop | None, penalty: float) -> float | None:
         if early_stop is None or self.held_out is None:
             return None
-        held_out = self.processes.from_first(self.held_out.nll)
+        held_out = found_by_first(self.bnn.network, self.processes, self.held_out.nll)
         # The held-out score is a weighted mean; the free energy's sum over the data is divided by the number of rows.
         score = held_out + (penalty * self.rows / self.total_weight if early_stop == "free-energy" else 0.0)
         if self.stage_best is None or score < self.stage_best["score"]:
@@ -311,8 +313,8 @@ class Run:
         if self.held_out is None or self.follows:
             self.best = {**self.snapshot(), "temperature": temperature, "tau": tau}
             return False
-        # By the first rank alone: what ranks on machines of different kinds find may differ in its last digits.
-        tau, nll = self.processes.from_first(self.held_out.tuned if chosen else partial(self.held_out.at, tau))
+        score = self.held_out.tuned if chosen else partial(self.held_out.at, tau)
+        tau, nll = found_by_first(self.bnn.network, self.processes, score)
         self.trials.append(TemperatureTrial(temperature, nll, tau))
         if self.best is not None and not nll < self.best["nll"]:
             return True

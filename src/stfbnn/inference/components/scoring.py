@@ -17,6 +17,7 @@ from stfbnn.likelihood import Likelihood
 from stfbnn.network import BayesianNetwork
 from stfbnn.posterior import Posterior
 from stfbnn.predictive import Prediction
+from stfbnn.processes import Processes
 from stfbnn.randomness import seeded
 
 
@@ -29,22 +30,25 @@ def training_nll(
     samples: int,
     seed: int,
     weight_key: str = WEIGHT_KEY,
+    processes: Processes | None = None,
 ) -> float:
     """E_q[−log p(y | x, w)] over the training data, nats per example: the mean over draws, in one pass.
 
-    Examples count by their weights; the sum is divided by their number.
+    Examples count by their weights; the sum is divided by their number. Of several ranks each gives its own part, in which the
+    few that fill it up to the others' length count again.
 
     Args:
         bnn: The network.
-        loader: The training data.
+        loader: The training data, or this rank's part of them.
         likelihood: p(y | output).
         target_key: The target's entry in mappings.
         samples: Draws, the same for every example.
         seed: Of the draws, and of what the loader draws.
         weight_key: The weights' entry in mappings.
+        processes: The ranks; None for one.
     """
     draws = Draws(bnn, samples, seed)
-    total, examples = 0.0, 0
+    total, examples = 0.0, 0.0
     with seeded(seed, "training-nll"):
         for batch in loader:
             for part in chunks(checked_batch(batch, target_key, weight_key).to(bnn.device), bnn.device):
@@ -52,6 +56,8 @@ def training_nll(
                     logs = torch.stack([part.weighted(likelihood.log_prob(draw, part.target)) for draw in outputs])
                     total -= float(logs.double().sum()) / draws.count
                 examples += len(part)
+    if processes is not None and processes.several:
+        total, examples = processes.sum(torch.tensor([total, examples], dtype=torch.float64)).tolist()
     return total / examples
 
 
