@@ -151,6 +151,14 @@ def test_a_method_that_fails_is_recorded_and_the_others_run(tmp_path: Path, monk
     assert load_record(record_path(tmp_path, "digits-mlp", 0, "swag")).failed is None
 
 
+def test_a_task_that_cannot_begin_is_told_and_the_others_run(tmp_path: Path) -> None:
+    (sound,) = tiny().tasks
+    suite = Suite("tiny", "", 1, (replace(sound, name="unsound", network="nonsense"), sound))
+    (failure,) = run(tmp_path, suite, "network")
+    assert failure.startswith("unsound 0: InputError: task unsound names the network 'nonsense'")
+    assert [one.task for one in load_records(tmp_path)] == ["digits-mlp"]
+
+
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     suite = tiny(seeds=(0, 1))
     run(tmp_path / "one", suite, "network")

@@ -68,12 +68,21 @@ def test_the_user_s_own_data_and_network(tmp_path):
         (["smoke", "--task", "magic"], "no task"),
         (["smoke", "--report"], "no records"),
         (["smoke", "--jobs", "0", *FEW], "jobs"),
+        (["smoke", "--jobs", "2", "--retries", "-1", *FEW], "retries"),
+        (["smoke", "--jobs", "2", "--scheduler", "tcp://127.0.0.1:9", *FEW], "leave them at 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_work(tmp_path, arguments, message):
     result = run(*arguments, "-o", tmp_path / "none", code=1)
     assert message in result.stderr
     assert not (tmp_path / "none" / "networks").exists()
+
+
+def test_what_failed_is_told_where_nothing_else_came_of_it(tmp_path):
+    table = tmp_path / "mine.csv"
+    table.write_text("a,b,target\n")
+    result = run("own", "--data", table, "--model", "stfbnn.models:mlp", "-o", tmp_path / "out", *FEW, code=1)
+    assert "failed: own 0: DataError" in result.stderr
 
 
 def test_data_that_are_missing_are_told(tmp_path, monkeypatch):

@@ -6,23 +6,25 @@ import json
 import statistics
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 from safetensors import SafetensorError
 
 from stfbnn.baselines.networks import PointNetwork
 from stfbnn.benchmark.clock import uses_processor_time
+from stfbnn.benchmark.engines import LocalProcesses
+from stfbnn.benchmark.grid import Grid
 from stfbnn.benchmark.measure import Measured
 from stfbnn.benchmark.methods import METHODS, Context, Fitted, Method, Trained
 from stfbnn.benchmark.methods.networks import likelihood_of
 from stfbnn.benchmark.records import Candidate, Cost, Record, load_record, record_path
+from stfbnn.benchmark.side_by_side import run_side_by_side
 from stfbnn.benchmark.suites import Suite
 from stfbnn.benchmark.tasks import Task
+from stfbnn.benchmark.unit_process import in_one_line
 from stfbnn.environment import environment
 from stfbnn.errors import DataError, InputError
 from stfbnn.evaluation.cost import alternating_seconds, peak_tensor_bytes, ratios
@@ -32,6 +34,16 @@ from stfbnn.threads import threads
 from stfbnn.weights_file import save_weights
 
 _TIMED_INPUTS, _ROUNDS = 1000, 3
+
+
+class Watch(Protocol):
+    """Who follows a unit as it runs."""
+
+    def begun(self, method: str) -> None:
+        """A method is next; the base network is trained now if the method needs it and it is not there."""
+
+    def done(self, method: str, failure: str | None) -> None:
+        """A method is done, and its record is kept; what it failed by, if it did."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class Unit:
 
     def done(self, method: str) -> bool:
         """Whether the record of a method is there, is of these settings and has figures: what failed is tried again."""
-        path = record_path(self.folder, self.task.name, self.seed, method)
+        path = self.record_path(method)
         if not path.exists():
             return False
         try:
@@ -70,6 +82,49 @@ class Unit:
         except DataError:
             return False
         return found.settings == self.settings and found.failed is None
+
+    def record_path(self, method: str) -> Path:
+        """Where the record of a method is kept."""
+        return record_path(self.folder, self.task.name, self.seed, method)
+
+    def network_files(self) -> tuple[Path, Path]:
+        """Where the base network is kept: its weights, and what it was trained by, which is written after them."""
+        folder = self.folder / "networks" / self.task.name / str(self.seed)
+        return folder / "network.safetensors", folder / "network.json"
+
+    def run(self, watch: Watch) -> None:
+        """Run the methods that are not there yet."""
+        missing = [name for name in self.methods if not self.done(name)]
+        if not missing:
+            for name in self.methods:
+                watch.done(name, None)
+            return
+        with threads(self.threads), warnings.catch_warnings():
+            # What a method warns of is for a user who chose it; here it is one of many.
+            warnings.simplefilter("ignore", UserWarning)
+            context = _context(self)
+            for name in self.methods:
+                watch.begun(name)
+                if not METHODS[name].trains_base and context.base is None:
+                    context = _with_base(context, self)
+                watch.done(name, _run_method(METHODS[name], context, self) if name in missing else None)
+
+
+class _Follower:
+    """Shows what is being done on a bar, and gathers what failed."""
+
+    def __init__(self, unit: Unit, bar: Reporter, failures: list[str]) -> None:
+        self._unit = unit
+        self._bar = bar
+        self._failures = failures
+
+    def begun(self, method: str) -> None:
+        self._bar.describe(f"{self._unit.task.name} {self._unit.seed} {METHODS[method].title}")
+
+    def done(self, method: str, failure: str | None) -> None:
+        self._bar.advance()
+        if failure:
+            self._failures.append(f"{self._unit.task.name} {self._unit.seed} {method}: {failure}")
 
 
 def units_of(
@@ -106,9 +161,9 @@ def units_of(
     for task in suite.tasks:
         if tasks and task.name not in tasks:
             continue
-        reason = task.missing()
-        if reason:
-            skipped[task.name] = reason
+        absent = task.missing()
+        if absent:
+            skipped[task.name] = absent
             continue
         units += [
             Unit(task, seed, min(suite.budget, task.budget or suite.budget), chosen, folder, threads)
@@ -118,72 +173,59 @@ def units_of(
     return units, skipped
 
 
-def run_units(units: Sequence[Unit], jobs: int = 1, progress: bool | None = None) -> list[str]:
-    """Run what is not there yet.
+def run_units(
+    units: Sequence[Unit], jobs: int = 1, progress: bool | None = None, scheduler: str | None = None, retries: int = 2
+) -> list[str]:
+    """Run what is not there yet: one unit after another in this process, or side by side.
+
+    Side by side, every unit is in a process of its own, here or where the workers of a scheduler are. What fails there, by an
+    exception or by the death of its process, is tried again; in this process it is not, for it would fail as it did.
 
     Args:
         units: From `units_of`.
-        jobs: Processes that run units side by side.
+        jobs: Processes of this machine that run units side by side.
         progress: Show a bar; None shows it on a terminal.
+        scheduler: Address of a Dask scheduler whose workers run the units, such as ``tcp://host:8786``.
+        retries: How often a method that failed is tried again, where units run side by side.
 
     Returns:
         Why methods failed, one line each.
 
     Raises:
-        InputError: ``jobs`` is not positive.
+        InputError: ``jobs`` or ``retries`` make no sense; the scheduler cannot be reached, or has no workers or other versions.
+        StfbnnError: The scheduler, or all of its workers, were lost. What is done is kept.
     """
     if jobs < 1:
         raise InputError(f"jobs must be at least 1, but they are {jobs}")
-    total = sum(len(unit.methods) for unit in units)
-    failures: list[str] = []
-    with progress_bar("benchmark", total, progress) as bar:
-        if jobs == 1:
-            for unit in units:
-                failures += run_unit(unit, bar)
-            return failures
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            running = {pool.submit(run_unit, unit): unit for unit in units}
-            for one in as_completed(running):
-                failures += one.result()
-                bar.advance(len(running[one].methods))
-    return failures
-
-
-def run_unit(unit: Unit, bar: Reporter | None = None) -> list[str]:
-    """Run the methods of one task and seed that are not there yet, and return why some failed."""
-    missing = [name for name in unit.methods if not unit.done(name)]
-    failures: list[str] = []
-    if not missing:
-        if bar is not None:
-            bar.advance(len(unit.methods))
+    if retries < 0:
+        raise InputError(f"retries must be at least 0, but they are {retries}")
+    if scheduler is not None and jobs > 1:
+        raise InputError(
+            "jobs are processes of this machine: leave them at 1 where a scheduler's workers run the units"
+        )
+    with progress_bar("benchmark", sum(len(unit.methods) for unit in units), progress) as bar:
+        if jobs > 1 or scheduler is not None:
+            with LocalProcesses(jobs) if scheduler is None else Grid(scheduler) as engine:
+                return run_side_by_side(units, engine, retries, bar)
+        failures: list[str] = []
+        for unit in units:
+            try:
+                unit.run(_Follower(unit, bar, failures))
+            except Exception as error:  # Whatever one unit fails by, the others are to be had.
+                failures.append(f"{unit.task.name} {unit.seed}: {in_one_line(error)}")
         return failures
-    with threads(unit.threads), warnings.catch_warnings():
-        # What a method warns of is for a user who chose it; here it is one of many.
-        warnings.simplefilter("ignore", UserWarning)
-        context = _context(unit)
-        for name in unit.methods:
-            if bar is not None:
-                bar.describe(f"{unit.task.name} {unit.seed} {METHODS[name].title}")
-            if not METHODS[name].trains_base and context.base is None:
-                context = _with_base(context, unit)
-            if name in missing:
-                failure = _run_method(METHODS[name], context, unit)
-                failures += [f"{unit.task.name} {unit.seed} {name}: {failure}"] if failure else []
-            if bar is not None:
-                bar.advance()
-    return failures
 
 
 def _run_method(method: Method, context: Context, unit: Unit) -> str | None:
     """Run one method and save its record; what it failed by, if it did."""
     blank = Record(unit.task.name, context.data.kind, unit.seed, method.name, _environment(), unit.settings)
-    reason = method.missing(context)
+    unsuitable = method.missing(context)
     if method.name in unit.task.left_out:
-        reason = "left out of this task for time"
+        unsuitable = "left out of this task for time"
     if context.data.kind not in method.kinds:
-        reason = f"it is not for a {context.data.kind}"
-    if reason:
-        replace(blank, failed=reason).save(unit.folder)
+        unsuitable = f"it is not for a {context.data.kind}"
+    if unsuitable:
+        replace(blank, failed=unsuitable).save(unit.folder)
         return None
     try:
         fitted = method.fit(context)
@@ -192,9 +234,8 @@ def _run_method(method: Method, context: Context, unit: Unit) -> str | None:
             context = _with_base(context, unit)
         record = _record(method, fitted, context, blank)
     except Exception as error:  # Whatever one method fails by, the others are to be had.
-        line = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        replace(blank, failed=line).save(unit.folder)
-        return line
+        replace(blank, failed=in_one_line(error)).save(unit.folder)
+        return in_one_line(error)
     record.save(unit.folder)
     return None
 
@@ -262,13 +303,8 @@ def _context(unit: Unit) -> Context:
     return Context(unit.task, unit.task.data(unit.seed), unit.seed, unit.budget)
 
 
-def _base_files(unit: Unit) -> tuple[Path, Path]:
-    folder = unit.folder / "networks" / unit.task.name / str(unit.seed)
-    return folder / "network.safetensors", folder / "network.json"
-
-
 def _save_base(fitted: Fitted, unit: Unit) -> None:
-    weights, note = _base_files(unit)
+    weights, note = unit.network_files()
     predictor = fitted.predictor(fitted.raw)
     assert isinstance(predictor, PointNetwork)  # noqa: S101 - the one method that trains the base network
     save_weights(predictor.model, weights)
@@ -278,7 +314,7 @@ def _save_base(fitted: Fitted, unit: Unit) -> None:
 
 def _with_base(context: Context, unit: Unit) -> Context:
     """The context with the trained network, which is trained now if it is not there."""
-    weights, note = _base_files(unit)
+    weights, note = unit.network_files()
     for attempt in range(2):
         try:
             content = json.loads(note.read_text(encoding="utf-8"))

@@ -25,8 +25,12 @@ Every method chooses its hyper-parameters on held-out data among the same number
 alone. Each result is kept when it is done: a run that was stopped goes on when the same command is run again. At the end
 report.html (one file, works offline) and report.md are written.
 
+With --jobs, or on the workers of a Dask --scheduler, every task and seed is in a process of its own: what it dies of is told
+after --retries more attempts, and costs the others nothing.
+
 Examples:
     stfbnn benchmark quick --jobs 2
+    stfbnn benchmark full --scheduler tcp://host:8786
     stfbnn benchmark full --task fashion-mlp --method stf-bnn --method deep-ensemble
     stfbnn benchmark own --data table.csv --model stfbnn.models:mlp --epochs 50
     stfbnn benchmark quick --report
@@ -43,6 +47,21 @@ def benchmark(
     seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes side by side.", rich_help_panel=opt.RUN)] = 1,
     threads: Annotated[int, typer.Option(help="Threads of each.", rich_help_panel=opt.RUN)] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a Dask scheduler, such as tcp://host:8786, whose workers run everything in place of this machine.",
+            rich_help_panel=opt.RUN,
+            show_default=False,
+        ),
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            help="How often what failed is tried again, with --jobs or --scheduler.",
+            rich_help_panel=opt.RUN,
+        ),
+    ] = 2,
     report: Annotated[bool, typer.Option("--report", help="Run nothing; write the report from what is there.")] = False,
     data: opt.Source = None,
     model: opt.Factory = None,
@@ -74,13 +93,13 @@ def benchmark(
         total = sum(len(unit.methods) for unit in units)
         out.note(f"{total} results to come, {done} of them are there; they are kept in {folder}")
         try:
-            failures = run_units(units, jobs)
+            failures = run_units(units, jobs, scheduler=scheduler, retries=retries)
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted; what is done is kept: run the same command again") from error
-    records = load_records(folder)
-    written = write_benchmark_report(folder, records, f"stfbnn benchmark {suite}", f"Benchmark: {suite}")
     for line in failures:
         out.note(f"failed: {line}")
+    records = load_records(folder)
+    written = write_benchmark_report(folder, records, f"stfbnn benchmark {suite}", f"Benchmark: {suite}")
     for table in written.tables:
         out.show(table)
     for path in written.files:
