@@ -18,6 +18,8 @@ from attack_tables import privacy_tables, robustness_picture, robustness_tables
 from common import RESULTS
 from guarantee_tables import far_field_picture, guarantee_tables
 from landscape_tables import optima_table, widths_table
+from large_trunk_tables import faults_table, large_trunk_table
+from scaling_tables import scaling_tables
 from stfbnn.benchmark.claims import claims_of
 from stfbnn.benchmark.records import Record, load_records, succeeded
 from stfbnn.benchmark.reporting import rankings
@@ -329,6 +331,8 @@ def main() -> None:
     put(DOCS / "robustness.md", robustness_tables(), "<!-- robustness -->")
     put(DOCS / "privacy.md", privacy_tables(), "<!-- privacy -->")
     put(DOCS / "guarantees.md", guarantee_tables(), "<!-- guarantees -->")
+    for mark, text in (("faults", faults_table()), ("large trunk", large_trunk_table()), ("scaling", scaling_tables())):
+        put(DOCS / "distributed.md", text, f"<!-- {mark} -->")
     for name, picture in (("robustness", robustness_picture()), ("far_field", far_field_picture())):
         if picture is not None:
             save_figure(picture, DOCS / "figures" / f"{name}.png", dpi=100)
