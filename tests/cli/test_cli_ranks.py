@@ -18,7 +18,7 @@ from stfbnn.artifact import load
 from stfbnn.cli import networks
 from stfbnn.cli.ranks import Ranks
 from stfbnn.cli.stage_one import batch_size
-from stfbnn.errors import DataError, InputError
+from stfbnn.errors import DataError, InputError, LostRankError
 from stfbnn.processes import Processes
 
 # Six attempts, of two processes each, which import all that a command needs.
@@ -228,6 +228,22 @@ def test_ranks_with_other_data_are_refused():
     two(("a", None)).require_same("data", ("a", None))
     with pytest.raises(InputError, match="different data: a on rank 0, b on rank 1"):
         two("b").require_same("data", "a")
+
+
+class Gone(Told):
+    """The other rank has ended."""
+
+    def gather(self, value):
+        raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection reset by peer")
+
+    from_first = gather
+
+
+def test_a_rank_that_was_lost_between_the_stages_is_named():
+    gone = Ranks(Gone(None), torch.device("cpu"), {}, launched=True)
+    for talk in (gone.by_each, gone.by_first, lambda action: gone.require_same("data", action)):
+        with pytest.raises(LostRankError, match="rank 0 of 2 lost another rank"):
+            talk(lambda: 3)
 
 
 def test_another_training_by_one_process_takes_the_batches_of_all_ranks():

@@ -82,7 +82,7 @@ class Ranks:
 
     def by_first(self, action: Callable[[], T]) -> T:
         """What ``action`` gives on rank 0, on every rank; no rank goes on before it is done, and an error ends all."""
-        return self.processes.from_first(action)
+        return self._together(lambda: self.processes.from_first(action))
 
     def by_each(self, action: Callable[[], T]) -> T:
         """Let every rank do what may fail on one alone, such as reading a file: all go on, or none does.
@@ -98,7 +98,7 @@ class Ranks:
             found = action()
         except (StfbnnError, OSError) as error:
             failure = error
-        failures = [one for one in self.processes.gather(failure) if one is not None]
+        failures = [one for one in self._together(lambda: self.processes.gather(failure)) if one is not None]
         if failures:
             raise failures[0]
         return found  # type: ignore[return-value]
@@ -109,10 +109,17 @@ class Ranks:
         Raises:
             InputError: They have; ``what`` says of what.
         """
-        found = self.processes.gather(value)
+        found = self._together(lambda: self.processes.gather(value))
         other = next((rank for rank, one in enumerate(found) if one != found[0]), None)
         if other is not None:
             raise InputError(f"the ranks have different {what}: {found[0]} on rank 0, {found[other]} on rank {other}")
+
+    def _together(self, exchange: Callable[[], T]) -> T:
+        """What the ranks tell each other, or an error that says that one of them was lost meanwhile."""
+        from stfbnn.processes import naming_lost_ranks  # noqa: PLC0415 - slow
+
+        with naming_lost_ranks(self.processes):
+            return exchange()
 
     def leave(self) -> None:
         """End the talk between the ranks, once all have come here; a process that ends in the midst of it may abort."""
