@@ -5,9 +5,6 @@ Usage: sharded_trunk_script.py FOLDER, which leaves its results in FOLDER/result
 
 import gc
 import os
-import sys
-import warnings
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,6 +21,7 @@ from stfbnn.trunk.mapped_weights import map_weights
 from stfbnn.trunk.offloading import offload
 from stfbnn.trunk.sharding import shard
 from stfbnn.weights_file import save_weights
+from two_ranks import leave_results
 
 WIDTH, DEPTH = 896, 6
 
@@ -202,10 +200,4 @@ def all_ranks(folder):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    where = Path(sys.argv[1])
-    torch.save(all_ranks(where), where / f"result.{os.environ['RANK']}.pt")
-    # As in training_script.py: what a thread of the process group does as the interpreter goes down is not tested.
-    torch.distributed.barrier()
-    os._exit(0)
+    leave_results(all_ranks)

@@ -20,14 +20,13 @@ from stfbnn.cli.ranks import Ranks
 from stfbnn.cli.stage_one import batch_size
 from stfbnn.errors import DataError, InputError, LostRankError
 from stfbnn.processes import Processes
+from two_ranks import LAUNCHER
 
 # Six attempts, of two processes each, which import all that a command needs.
 pytestmark = pytest.mark.timeout(600)
 
 HERE = Path(rank_networks.__file__)
 COMMAND = f"exec {sys.executable} -c 'from stfbnn.cli import main; main()'"
-# Standalone takes a free port.
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
 
 TRAIN = f"--data digits --limit {LIMIT} --batch-size {BATCH} --epochs {EPOCHS} --seed {SEED} --device cpu"
 TRAIN += " --model rank_networks:network"

@@ -2,10 +2,6 @@
 
 import contextlib
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +21,7 @@ from stfbnn.inference.variational_newton import VariationalNewton
 from stfbnn.launching import joined_fabric
 from stfbnn.likelihood import Gaussian
 from stfbnn.processes import Processes
-
-SCRIPT = Path(data_parallel_script.__file__)
-
+from two_ranks import results_of_two
 
 # --- two ranks
 
@@ -36,12 +30,7 @@ SCRIPT = Path(data_parallel_script.__file__)
 def ranks(tmp_path_factory):
     """The results of two ranks, and the folder where their checkpoint is."""
     folder = tmp_path_factory.mktemp("ranks")
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
-    command = [sys.executable, *launcher, str(20_000 + (os.getpid() + 7_919) % 20_000), str(SCRIPT), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return *(torch.load(folder / f"result.{rank}.pt", weights_only=True) for rank in (0, 1)), folder
+    return *results_of_two(data_parallel_script.__file__, folder), folder
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,5 @@
 """A trunk that is shared out among ranks gives the results of a whole one, and each rank keeps its part alone."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -16,20 +11,14 @@ from stfbnn.conversion import bayesianize
 from stfbnn.errors import InputError
 from stfbnn.inference.fit import fit
 from stfbnn.trunk.sharding import _ATTRIBUTE, is_sharded, shard
-
-SCRIPT = Path(sharded_trunk_script.__file__)
+from two_ranks import results_of_two
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sharded")
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port"]
-    command = [sys.executable, *launcher, str(20_000 + (os.getpid() + 3_541) % 20_000), str(SCRIPT), str(folder)]
     # Freed memory goes back to the system at once, so that what is used is what is counted.
-    own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"result.{rank}.pt", weights_only=True) for rank in (0, 1)]
+    own = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    return results_of_two(sharded_trunk_script.__file__, tmp_path_factory.mktemp("sharded"), **own)
 
 
 def same(one, other):

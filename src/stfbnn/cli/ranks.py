@@ -229,7 +229,11 @@ def _forget_told() -> None:
 
 def _store() -> Any:
     """Where torchrun lets its ranks leave notes for each other, before they are connected and after; None without it."""
-    if started()[1] == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if started()[1] == 1:
+        return None
+    from stfbnn.rendezvous import has_kept_store  # noqa: PLC0415 - slow
+
+    if not has_kept_store():
         return None
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # noqa: PLC0415 - slow
 
