@@ -10,10 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from stfbnn import bayesianize, fit
-from stfbnn.errors import InputError
 from stfbnn.likelihood import Gaussian
 from stfbnn.posterior import Mixture, PointMass, components_of
-from two_ranks import leave_results
+from two_ranks import leave_results, refusal
 
 NOISE, PRIOR_STD, COUNT, STEPS = 0.5, 0.8, 120, 40
 # Of these rows the first rank takes so many where the parts are unequal; the others have larger inputs.
@@ -192,14 +191,6 @@ def result(bnn, run):
         "ranks": run.ranks,
         "bytes_per_step": run.bytes_per_step,
     }
-
-
-def refusal(action):
-    try:
-        action()
-    except InputError as error:
-        return str(error)
-    return ""
 
 
 def different_models():

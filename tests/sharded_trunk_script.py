@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from large_trunk_script import used
 from stfbnn.artifact import load, save
 from stfbnn.conversion import bayesianize
-from stfbnn.errors import InputError
 from stfbnn.inference.fit import fit
 from stfbnn.posterior import Mixture
 from stfbnn.prediction import predict
@@ -21,7 +20,7 @@ from stfbnn.trunk.mapped_weights import map_weights
 from stfbnn.trunk.offloading import offload
 from stfbnn.trunk.sharding import shard
 from stfbnn.weights_file import save_weights
-from two_ranks import leave_results
+from two_ranks import leave_results, refusal
 
 WIDTH, DEPTH = 896, 6
 
@@ -161,14 +160,6 @@ class Uneven(DistributedSampler):
 
     def __len__(self):
         return 8 - (self.rank == 0)
-
-
-def refusal(action):
-    try:
-        action()
-    except InputError as error:
-        return str(error)
-    return ""
 
 
 def uneven(batch_size):

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from stfbnn.errors import InputError
+
 # Standalone takes a free port, so that several test processes can do this at once.
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1")
 
@@ -21,6 +23,15 @@ def results_of_two(script: str, folder: Path, **environment: str) -> list[Any]:
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"result.{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """What an action is refused with; empty where it is not."""
+    try:
+        action()
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def leave_results(find: Callable[[Path], Any]) -> None:
