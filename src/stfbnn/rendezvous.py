@@ -33,6 +33,20 @@ def has_kept_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
+def kept_store(timeout: timedelta) -> Store:
+    """The store that torchrun keeps for its ranks, over all its starts of them.
+
+    Args:
+        timeout: How long to wait for it, and for what is asked of it.
+
+    Raises:
+        RuntimeError: It has gone.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined] # noqa: PLC0415 - not in every build
+
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+
+
 def connect(strategy: DDPStrategy) -> None:
     """Make the process group of this start, as Fabric would; nothing where there is one already.
 
@@ -42,14 +56,14 @@ def connect(strategy: DDPStrategy) -> None:
     Raises:
         LostRankError: Not all ranks have come in time.
     """
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # noqa: PLC0415 - not in every build
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined] # noqa: PLC0415 - not in every build
 
     if torch.distributed.is_initialized():
         return
     device, timeout = strategy.root_device, strategy._timeout or _PATIENCE
     backend = strategy.process_group_backend or ("nccl" if device.type == "cuda" else "gloo")
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    kept = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    kept = kept_store(timeout)
     start = meet(PrefixStore("stfbnn", kept), rank, count, timeout)
     bound: dict[str, Any] = {} if device.type == "cpu" else {"device_id": device}
     torch.distributed.init_process_group(

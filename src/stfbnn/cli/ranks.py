@@ -231,15 +231,14 @@ def _store() -> Any:
     """Where torchrun lets its ranks leave notes for each other, before they are connected and after; None without it."""
     if started()[1] == 1:
         return None
-    from stfbnn.rendezvous import has_kept_store  # noqa: PLC0415 - slow
+    from stfbnn.rendezvous import has_kept_store, kept_store  # noqa: PLC0415 - slow
 
     if not has_kept_store():
         return None
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined] # noqa: PLC0415 - slow
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined] # noqa: PLC0415 - slow
 
-    patience = timedelta(seconds=_PATIENCE)
     try:
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+        store = kept_store(timedelta(seconds=_PATIENCE))
     except RuntimeError:
         return None
     # Ranks that are started again begin with a clean sheet.
