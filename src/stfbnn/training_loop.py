@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sized
 from dataclasses import astuple, dataclass
+from functools import reduce
 from itertools import islice
 from typing import Any
 
@@ -29,6 +30,7 @@ from stfbnn.batches import (
 )
 from stfbnn.errors import InputError
 from stfbnn.launching import samplers, set_epoch, sharded
+from stfbnn.processes import Processes
 from stfbnn.progress import Reporter
 from stfbnn.provenance import Provenance, ProvenanceRecorder
 from stfbnn.randomness import seeded
@@ -78,15 +80,11 @@ class Totals:
         shown = {"loss": self._loss / max(self._examples, 1)}
         return shown | {"accuracy": self._correct / self._classified} if self._classified else shown
 
-    def means(self, fabric: Fabric | None = None) -> tuple[float, float | None]:
-        """Mean loss per example and accuracy, over all ranks where ``fabric`` is given."""
-        sums = [self._loss, float(self._examples), float(self._correct), float(self._classified)]
-        if fabric is not None and fabric.world_size > 1:
-            # Doubles, for a sum over a large data set exceeds what a float counts exactly; MPS has none, and one rank.
-            reduced = fabric.all_reduce(torch.tensor(sums, dtype=torch.float64, device=fabric.device), reduce_op="sum")
-            assert isinstance(reduced, Tensor)  # noqa: S101 - a tensor in, a tensor out; said for the type checker
-            sums = reduced.tolist()
-        loss, examples, correct, classified = sums
+    def means(self, processes: Processes) -> tuple[float, float | None]:
+        """Mean loss per example and accuracy, over all ranks of ``processes``."""
+        # Doubles, for a sum over a large data set exceeds what a float counts exactly.
+        sums = torch.tensor([self._loss, self._examples, self._correct, self._classified], dtype=torch.float64)
+        loss, examples, correct, classified = processes.sum(sums).tolist()
         if examples == 0:
             raise InputError("a loader gave no batch in a later pass; it must give its batches anew at each pass")
         return loss / examples, correct / classified if classified else None
@@ -116,17 +114,12 @@ class SeenExamples:
         if self._recording:
             self._recorder.add(inputs)
 
-    def merge(self, fabric: Fabric) -> None:
+    def merge(self, processes: Processes) -> None:
         """Take in what was added since, on all ranks; called by all of them, at the end of an epoch."""
         if not self._recording:
             return
-        merged = self._recorder.finish()
-        if fabric.world_size > 1:
-            parts: list[Any] = [None] * fabric.world_size
-            torch.distributed.all_gather_object(parts, merged.to_tensor())
-            for part in parts:
-                merged = merged.union(Provenance.from_tensor(part))
-        self.restore(merged)
+        parts = processes.gather(self._recorder.finish().to_tensor())
+        self.restore(reduce(Provenance.union, map(Provenance.from_tensor, parts)))
 
 
 class TrainingLoop:
@@ -238,8 +231,9 @@ class TrainingLoop:
         self._agree_on_buffers()
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
             raise InputError(_diverged("a parameter is NaN or infinite", epoch, step - 1, self.optimizer))
-        self.seen.merge(self.fabric)
-        loss, accuracy = totals.means(self.fabric)
+        processes = Processes(self.fabric)
+        self.seen.merge(processes)
+        loss, accuracy = totals.means(processes)
         val_loss, val_accuracy = self._validate(epoch, keep_best)
         if keep_best and val_loss is not None and (self.best is None or val_loss < self.best["val_loss"]):
             parameters = {name: _copy(value) for name, value in self.model.state_dict().items()}
@@ -285,8 +279,8 @@ class TrainingLoop:
                 outputs = self._outputs(batch.inputs)
                 value = float(self.objective(outputs, batch.target, batch.weight))
                 totals.add(value, batch_size(batch.inputs), self.objective.correct(outputs, batch.target))
-        self.selected_on.merge(self.fabric)
-        loss, accuracy = totals.means()
+        self.selected_on.merge(Processes(self.fabric))
+        loss, accuracy = totals.means(Processes())
         if not math.isfinite(loss):
             raise InputError(f"the validation loss is {loss} after epoch {epoch}; look for NaN in the validation data")
         return loss, accuracy
