@@ -67,7 +67,7 @@ BUDGETS = {
     "fashion-mlp": Budget(),
     "fashion-lenet": Budget(runs=5, epochs=20, train=10_000, width_epochs=3),
     "cifar-resnet20": Budget(3, 6, examples=500, points=11, curve_steps=60, layers=3, width_epochs=2),
-    "sst2-minilm": Budget(3, 4, 1_000, examples=250, points=11, curve_steps=30, layers=3, width_epochs=1),
+    "sst2-minilm": Budget(3, 3, 1_000, examples=100, points=7, curve_steps=20, layers=3, width_epochs=1),
 }
 
 
